@@ -1,0 +1,91 @@
+//! The target's memory, and words and structs read through it.
+
+use crate::addr::{Addr, AddrRange};
+
+/// The target's memory, wherever it is kept: a copy, a suspended process, a core file, a test's
+/// byte array.
+pub trait Memory: Sync {
+    /// Copies bytes from `addr` into `buf` and returns how many were copied.
+    ///
+    /// The count is short when a later page cannot be read, and 0 when the first one cannot: an
+    /// unreadable page is an answer, not an error. Pages that the target mapped and never touched
+    /// read as zeros.
+    fn read(&self, addr: Addr, buf: &mut [u8]) -> usize;
+
+    /// The parts of `range` that may hold anything but zeros and can be read, in ascending order.
+    ///
+    /// Pages that the target never touched are left out, so that a scan costs what the target
+    /// uses, not what it reserved.
+    fn resident(&self, range: AddrRange) -> Vec<AddrRange> {
+        vec![range]
+    }
+
+    /// The 64-bit little-endian word at `addr`, which need not be aligned; `None` when part of it
+    /// cannot be read.
+    fn word(&self, addr: Addr) -> Option<u64> {
+        let mut bytes = [0; 8];
+        (self.read(addr, &mut bytes) == bytes.len()).then(|| u64::from_le_bytes(bytes))
+    }
+
+    /// The 32-bit little-endian word at `addr`; `None` when part of it cannot be read.
+    fn word32(&self, addr: Addr) -> Option<u32> {
+        let mut bytes = [0; 4];
+        (self.read(addr, &mut bytes) == bytes.len()).then(|| u32::from_le_bytes(bytes))
+    }
+}
+
+/// Bytes at one address, for tests: everything else is unreadable.
+#[cfg(test)]
+#[derive(Clone, Debug)]
+pub(crate) struct FakeMemory {
+    pub(crate) base: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+#[cfg(test)]
+impl FakeMemory {
+    /// `size` zero bytes at `base`.
+    pub(crate) fn zeroed(base: u64, size: usize) -> Self {
+        Self {
+            base,
+            bytes: vec![0; size],
+        }
+    }
+
+    /// Stores `value` at the target address `addr`.
+    pub(crate) fn set_word(&mut self, addr: u64, value: u64) {
+        let at = usize::try_from(addr - self.base).expect("a small test memory");
+        self.bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+#[cfg(test)]
+impl Memory for FakeMemory {
+    fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
+        let Some(start) = addr.0.checked_sub(self.base) else {
+            return 0;
+        };
+        let available = usize::try_from(start)
+            .ok()
+            .and_then(|s| self.bytes.get(s..));
+        let available = available.unwrap_or_default();
+        let count = available.len().min(buf.len());
+        buf[..count].copy_from_slice(&available[..count]);
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn word_is_none_when_its_last_byte_is_unreadable() {
+        let memory = FakeMemory {
+            base: 0x1000,
+            bytes: vec![1; 15],
+        };
+        assert_eq!(memory.word(Addr(0x1007)), Some(0x0101_0101_0101_0101));
+        assert_eq!(memory.word(Addr(0x1008)), None);
+    }
+}

@@ -1,0 +1,123 @@
+//! The data model of a target at one instant.
+//!
+//! Everything after the capture is a function of a [`Snapshot`]. How it was taken (a copy of a
+//! live process, the stopped process itself, later a file) shows only in its [`Memory`].
+
+mod module;
+mod region;
+mod thread;
+
+pub use module::{Module, Segment};
+pub use region::Region;
+pub use thread::Thread;
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use crate::addr::Addr;
+use crate::memory::Memory;
+use crate::warning::Warning;
+
+/// A target at one instant.
+pub struct Snapshot {
+    /// Who the target is.
+    pub process: Process,
+    /// How the snapshot was taken.
+    pub capture: Capture,
+    /// All VM mappings, in ascending order.
+    pub regions: Vec<Region>,
+    /// Loaded ELF images, in ascending order of their base.
+    pub modules: Vec<Module>,
+    /// All threads, the main thread first.
+    pub threads: Vec<Thread>,
+    /// Values that the kernel holds for the target and hands back to it, such as epoll user data.
+    pub kernel_values: Vec<KernelValue>,
+    /// The auxiliary vector: pairs of type and value, as the kernel gave them at exec.
+    pub auxv: Vec<(u64, u64)>,
+    /// The target's memory.
+    pub memory: Box<dyn Memory + Send>,
+    /// What could not be captured.
+    pub warnings: Vec<Warning>,
+}
+
+impl Snapshot {
+    /// The region that `addr` is in.
+    #[must_use]
+    pub fn region_at(&self, addr: Addr) -> Option<&Region> {
+        region::find(&self.regions, addr)
+    }
+
+    /// The module that `addr` is in: in one of its segments.
+    #[must_use]
+    pub fn module_at(&self, addr: Addr) -> Option<&Module> {
+        self.modules.iter().find(|module| module.contains(addr))
+    }
+
+    /// The value of the auxiliary vector's entry of type `kind` (`AT_…` in `<elf.h>`).
+    #[must_use]
+    pub fn aux_value(&self, kind: u64) -> Option<u64> {
+        self.auxv.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v)
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("process", &self.process)
+            .field("capture", &self.capture)
+            .field("regions", &self.regions.len())
+            .field("modules", &self.modules.len())
+            .field("threads", &self.threads.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who the target is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// The process id, in the namespace of rleaks.
+    pub pid: u32,
+    /// The parent's process id.
+    pub parent_pid: u32,
+    /// The name that the kernel shows for it (`/proc/PID/comm`).
+    pub name: String,
+    /// The path of the executable, as the target's mount namespace names it.
+    pub executable: String,
+    /// The arguments it was started with.
+    pub command_line: Vec<String>,
+}
+
+/// The way a snapshot was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The memory was copied while the target was stopped.
+    Copy,
+    /// The target stayed stopped while it was read.
+    Stream,
+}
+
+/// How a snapshot was taken, and at what cost to the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// The wall-clock time of the stop.
+    pub taken_at: SystemTime,
+    /// How the memory was kept.
+    pub method: Method,
+    /// How often the target was stopped.
+    pub stops: u32,
+    /// The sum of all stops. With [`Method::Stream`] it is known only once the target runs again.
+    pub pause: Duration,
+    /// The longest single stop.
+    pub longest_pause: Duration,
+    /// Bytes of the target's memory that the snapshot holds.
+    pub memory_bytes: u64,
+}
+
+/// A word that the kernel holds for the target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelValue {
+    /// The word.
+    pub value: u64,
+    /// Where the kernel holds it, for people: `epoll fd 5, watching fd 7`.
+    pub holder: String,
+}

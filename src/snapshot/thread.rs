@@ -1,0 +1,24 @@
+//! Threads: registers and where the stack is.
+
+use crate::addr::Addr;
+
+/// A thread of the target at the instant of the snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Thread {
+    /// The thread id, in the namespace of rleaks.
+    pub tid: u32,
+    /// The thread id, as the target itself knows it (innermost pid namespace).
+    pub inner_tid: u32,
+    /// The general registers, in the order of the kernel's `NT_PRSTATUS` set.
+    pub general: Vec<u64>,
+    /// The vector registers: the raw bytes of the kernel's `NT_X86_XSTATE` set.
+    pub vector: Vec<u8>,
+    /// The address of the next instruction.
+    pub instruction_pointer: Addr,
+    /// The stack pointer.
+    pub stack_pointer: Addr,
+    /// The thread pointer (`fs_base` on x86-64), where the thread control block lies; 0 if none.
+    pub thread_pointer: Addr,
+    /// The number of the system call that the thread is in, if it is in one.
+    pub system_call: Option<u64>,
+}
