@@ -22,3 +22,16 @@ pub struct Thread {
     /// The number of the system call that the thread is in, if it is in one.
     pub system_call: Option<u64>,
 }
+
+/// The code segment selector of 32-bit code on x86-64 Linux (`__USER32_CS`), and its index among
+/// the general registers.
+const USER32_CS: u64 = 0x23;
+const CS: usize = 17;
+
+impl Thread {
+    /// Says whether the thread runs 32-bit code.
+    #[must_use]
+    pub fn is_32_bit(&self) -> bool {
+        self.general.get(CS) == Some(&USER32_CS)
+    }
+}

@@ -1,0 +1,19 @@
+//! Linux: ptrace, `/proc`, `process_vm_readv`.
+
+mod capture;
+mod copy;
+mod job_control;
+mod limits;
+mod pagemap;
+mod plan;
+mod process_memory;
+mod procfs;
+mod ptrace;
+mod regions;
+mod registers;
+mod stream;
+mod suspend;
+
+pub use capture::{CaptureError, Stopped, Survey, Target};
+pub use job_control::interrupt_flag;
+pub use suspend::{SuspendError, holds_a_stopped_target};

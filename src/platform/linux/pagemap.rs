@@ -1,0 +1,212 @@
+//! Which pages hold anything: `/proc/PID/pagemap`.
+//!
+//! The format of its entries and the `PAGEMAP_SCAN` request are documented in the kernel's
+//! `Documentation/admin-guide/mm/pagemap.rst`.
+#![expect(unsafe_code, reason = "the PAGEMAP_SCAN request has no safe wrapper")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use crate::addr::{Addr, AddrRange};
+
+pub(super) const PAGE: u64 = 4096;
+
+/// Which pages of a region count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// Every page that is in memory or in swap.
+    Used,
+    /// Of these, only the process's own: pages that it wrote, not pages of a mapped file.
+    Own,
+}
+
+/// The page map of one process.
+#[derive(Debug)]
+pub(super) struct PageMap {
+    file: File,
+}
+
+impl PageMap {
+    pub(super) fn new(file: File) -> Self {
+        Self { file }
+    }
+
+    /// The pages of `range` that count, joined to ranges, in ascending order.
+    pub(super) fn pages(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {
+        match self.scan(range, which) {
+            Err(error) if is_unsupported(&error) => self.read_entries(range, which),
+            result => result,
+        }
+    }
+
+    /// Asks the kernel for the ranges (Linux 6.7 and later): the cost follows the pages that are
+    /// there, not the size of the range.
+    fn scan(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {
+        let mut found = Vec::new();
+        let mut start = range.start.0;
+        let mut regions = [PageRegion::default(); 512];
+        while start < range.end.0 {
+            let mut request = ScanRequest::new(start, range.end.0, which, &mut regions);
+            // SAFETY: `request` is a `pm_scan_arg` of the size it names, and `vec` and `vec_len`
+            // describe `regions`, which outlives the call and which nothing else uses meanwhile.
+            let count =
+                unsafe { nix::libc::ioctl(self.file.as_raw_fd(), PAGEMAP_SCAN, &raw mut request) };
+            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            for region in regions.iter().take(count) {
+                push_joined(&mut found, region.start, region.end);
+            }
+            if request.walk_end <= start {
+                break;
+            }
+            start = request.walk_end;
+        }
+        Ok(found)
+    }
+
+    /// Reads an entry for each page.
+    fn read_entries(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {
+        let mut found = Vec::new();
+        let mut entries = [0_u8; 64 * 1024];
+        let mut page = range.start.0 / PAGE;
+        let end = range.end.0.div_ceil(PAGE);
+        while page < end {
+            let wanted = usize::try_from((end - page) * 8).unwrap_or(usize::MAX);
+            let wanted = wanted.min(entries.len());
+            let count = self.file.read_at(&mut entries[..wanted], page * 8)?;
+            if count < 8 {
+                break;
+            }
+            for entry in entries[..count].chunks_exact(8) {
+                let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+                if counts(entry, which) {
+                    push_joined(&mut found, page * PAGE, (page + 1) * PAGE);
+                }
+                page += 1;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Bits 63 (present), 62 (swapped) and 61 (file page or shared anonymous) of an entry.
+fn counts(entry: u64, which: Pages) -> bool {
+    let present = entry >> 63 & 1 == 1;
+    let swapped = entry >> 62 & 1 == 1;
+    let file = entry >> 61 & 1 == 1;
+    match which {
+        Pages::Used => present || swapped,
+        Pages::Own => (present || swapped) && !file,
+    }
+}
+
+fn push_joined(ranges: &mut Vec<AddrRange>, start: u64, end: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end.0 == start => last.end = Addr(end),
+        _ => ranges.push(AddrRange::new(Addr(start), Addr(end))),
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::ENOTTY | nix::libc::EINVAL | nix::libc::ENOSYS | nix::libc::EPERM)
+    )
+}
+
+/// `struct page_region` of `<linux/fs.h>`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg` of `<linux/fs.h>`.
+#[repr(C)]
+struct ScanRequest {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: nix::libc::c_ulong = 0xc060_6610;
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+
+impl ScanRequest {
+    fn new(start: u64, end: u64, which: Pages, regions: &mut [PageRegion]) -> Self {
+        // Pages of zeros that were only ever read hold no reference.
+        let excluded = match which {
+            Pages::Used => PAGE_IS_PFNZERO,
+            Pages::Own => PAGE_IS_PFNZERO | PAGE_IS_FILE,
+        };
+        Self {
+            size: size_of::<Self>() as u64,
+            flags: 0,
+            start,
+            end,
+            walk_end: 0,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: regions.len() as u64,
+            max_pages: 0,
+            category_inverted: excluded,
+            category_mask: excluded,
+            category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+            return_mask: PAGE_IS_PRESENT,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_counts_by_its_flags() {
+        for (entry, used, own) in [
+            (0, false, false),
+            (1 << 63, true, true),
+            (1 << 62, true, true),
+            (1 << 63 | 1 << 61, true, false),
+            (1 << 61, false, false),
+        ] {
+            assert_eq!(counts(entry, Pages::Used), used, "{entry:#x}");
+            assert_eq!(counts(entry, Pages::Own), own, "{entry:#x}");
+        }
+    }
+
+    #[test]
+    fn scanning_and_reading_entries_agree_on_written_pages() {
+        let mut map = memmap2::MmapMut::map_anon(64 * 4096).expect("memory");
+        for page in [3, 4, 5, 17, 63] {
+            map[page * 4096] = 1;
+        }
+        let range = AddrRange::with_size(Addr(map.as_ptr() as u64), map.len() as u64);
+        let pagemap = PageMap::new(File::open("/proc/self/pagemap").expect("own page map"));
+        let entries = pagemap.read_entries(range, Pages::Own).expect("entries");
+        let offsets: Vec<_> = entries
+            .iter()
+            .map(|r| ((r.start.0 - range.start.0) / 4096, r.size() / 4096))
+            .collect();
+        assert_eq!(offsets, [(3, 3), (17, 1), (63, 1)]);
+        match pagemap.scan(range, Pages::Own) {
+            Ok(scanned) => assert_eq!(scanned, entries),
+            Err(error) => assert!(is_unsupported(&error), "{error}"),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Small files of `/proc/PID`: proc(5) documents their formats.
+
+use std::fs;
+use std::io;
+
+use crate::snapshot::KernelValue;
+
+/// The thread ids of process `pid`.
+pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
+    let mut threads = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/task"))? {
+        if let Some(tid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
+            threads.push(tid);
+        }
+    }
+    Ok(threads)
+}
+
+/// What rleaks needs of `/proc/PID/task/TID/status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Status {
+    /// `R`, `S`, `D`, `Z`, …
+    pub(super) state: char,
+    /// The process that traces the thread; 0 if none does.
+    pub(super) tracer: u32,
+    /// The thread id in the innermost pid namespace.
+    pub(super) inner_tid: u32,
+    /// The parent process.
+    pub(super) parent: u32,
+}
+
+impl Status {
+    pub(super) fn read(pid: u32, tid: u32) -> io::Result<Self> {
+        let text = fs::read(format!("/proc/{pid}/task/{tid}/status"))?;
+        Ok(Self::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    fn parse(text: &str) -> Self {
+        let mut status = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.split_once(':') else {
+                continue;
+            };
+            let value = value.trim();
+            match name {
+                "State" => status.state = value.chars().next().unwrap_or('?'),
+                "TracerPid" => status.tracer = value.parse().unwrap_or(0),
+                "PPid" => status.parent = value.parse().unwrap_or(0),
+                "Pid" if status.inner_tid == 0 => status.inner_tid = value.parse().unwrap_or(0),
+                "NSpid" => {
+                    let innermost = value.split_ascii_whitespace().last();
+                    status.inner_tid = innermost.and_then(|v| v.parse().ok()).unwrap_or(0);
+                }
+                _ => {}
+            }
+        }
+        status
+    }
+}
+
+/// The auxiliary vector of process `pid`: pairs of type and value.
+pub(super) fn auxv(pid: u32) -> io::Result<Vec<(u64, u64)>> {
+    let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
+    let words: Vec<u64> = bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
+        .collect();
+    Ok(words
+        .chunks_exact(2)
+        .map(|pair| (pair[0], pair[1]))
+        .collect())
+}
+
+/// Words that the kernel holds for process `pid`: the user data of its epoll sets and the values
+/// of its POSIX timers.
+pub(super) fn kernel_values(pid: u32) -> Vec<KernelValue> {
+    let mut values = Vec::new();
+    for fd in epoll_descriptors(pid) {
+        if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) {
+            values.extend(epoll_values(fd, &text));
+        }
+    }
+    if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/timers")) {
+        values.extend(timer_values(&text));
+    }
+    values
+}
+
+fn epoll_descriptors(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]")
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Lines such as `tfd:        7 events:       19 data:     55d0c8a01234  pos:0 ino:3 sdev:8`.
+fn epoll_values(fd: u32, text: &str) -> Vec<KernelValue> {
+    text.lines()
+        .filter(|line| line.starts_with("tfd:"))
+        .filter_map(|line| {
+            let watched = line.strip_prefix("tfd:")?.split_ascii_whitespace().next()?;
+            let data = line
+                .split_once("data:")?
+                .1
+                .split_ascii_whitespace()
+                .next()?;
+            Some(KernelValue {
+                value: u64::from_str_radix(data, 16).ok()?,
+                holder: format!("epoll fd {fd}, watching fd {watched}"),
+            })
+        })
+        .collect()
+}
+
+/// Lines `ID: 0` followed by `signal: 14/000055d0c8a01234`.
+fn timer_values(text: &str) -> Vec<KernelValue> {
+    let mut id = "";
+    let mut values = Vec::new();
+    for line in text.lines() {
+        if let Some(value) = line.strip_prefix("ID:") {
+            id = value.trim();
+        }
+        let value = line.strip_prefix("signal:").and_then(|v| v.split_once('/'));
+        let value = value.and_then(|(_, v)| u64::from_str_radix(v.trim(), 16).ok());
+        values.extend(value.map(|value| KernelValue {
+            value,
+            holder: format!("POSIX timer {id}"),
+        }));
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_has_the_innermost_thread_id() {
+        let text = "Name:\tx\nState:\tt (tracing stop)\nPid:\t77\nPPid:\t5\nTracerPid:\t9\nNSpid:\t77\t3\t1\n";
+        let expected = Status {
+            state: 't',
+            tracer: 9,
+            inner_tid: 1,
+            parent: 5,
+        };
+        assert_eq!(Status::parse(text), expected);
+        assert_eq!(Status::parse("Pid:\t77\n").inner_tid, 77);
+    }
+
+    #[test]
+    fn epoll_data_and_timer_values_are_found() {
+        let text = "pos:\t0\nflags:\t02\ntfd:        7 events:       19 data:     55d0c8a01230  pos:0 ino:3 sdev:8\ntfd: 8 events: 1 data: ffffffff00000008 pos:0\ntfd: x\n";
+        let values = epoll_values(5, text);
+        assert_eq!(values.len(), 2);
+        assert_eq!(values[0].value, 0x55d0_c8a0_1230);
+        assert_eq!(values[0].holder, "epoll fd 5, watching fd 7");
+        let text = "ID: 1\nsignal: 14/000055d0c8a01240\nnotify: signal/pid.77\nClockID: 0\n";
+        let values = timer_values(text);
+        assert_eq!(
+            (values[0].value, values[0].holder.as_str()),
+            (0x55d0_c8a0_1240, "POSIX timer 1")
+        );
+    }
+
+    #[test]
+    fn a_vector_of_pairs_is_read() {
+        let pairs = auxv(std::process::id()).expect("own auxv");
+        assert!(
+            pairs
+                .iter()
+                .any(|(kind, value)| *kind == nix::libc::AT_PAGESZ && *value == 4096)
+        );
+    }
+}

@@ -1,0 +1,120 @@
+//! The ptrace requests that rleaks makes: ptrace(2).
+//!
+//! Raw calls, because a signal number that has no name (a real-time signal, as glibc itself uses)
+//! must be passed on like any other.
+#![expect(
+    unsafe_code,
+    reason = "ptrace and waitpid with real-time signals have no safe wrapper"
+)]
+
+use std::io;
+
+use nix::libc;
+
+/// What `waitpid` says of one traced thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// Nothing yet.
+    Running,
+    /// It stopped. A signal that was on its way to it has to be passed on; 0 if there was none.
+    Stopped { signal: i32 },
+    /// It ended.
+    Ended,
+}
+
+/// Becomes the tracer of thread `tid`, which runs on.
+pub(super) fn seize(tid: u32) -> io::Result<()> {
+    // SAFETY: the request takes no pointer of ours.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) })
+}
+
+/// Asks the seized thread `tid` to stop.
+pub(super) fn interrupt(tid: u32) -> io::Result<()> {
+    // SAFETY: the request takes no pointer of ours.
+    check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) })
+}
+
+/// Lets the stopped thread `tid` go on, with `signal` if that is not 0.
+pub(super) fn detach(tid: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: the request takes no pointer of ours: `signal` is passed by value.
+    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0, libc::c_long::from(signal)) })
+}
+
+/// Asks what became of the traced thread `tid`, without waiting.
+pub(super) fn poll(tid: u32) -> io::Result<Wait> {
+    let mut status = 0;
+    let tid = libc::pid_t::try_from(tid).map_err(io::Error::other)?;
+    // SAFETY: `status` outlives the call.
+    let found = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
+    match found {
+        0 => Ok(Wait::Running),
+        -1 => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ECHILD) => Ok(Wait::Ended),
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(Wait::Running),
+            error => Err(error),
+        },
+        _ => Ok(decode(status)),
+    }
+}
+
+/// A stop by `PTRACE_INTERRUPT` or by job control has an event number above the signal; without
+/// one the thread is about to receive the signal.
+fn decode(status: i32) -> Wait {
+    if !libc::WIFSTOPPED(status) {
+        return Wait::Ended;
+    }
+    let is_event = status >> 16 != 0;
+    Wait::Stopped {
+        signal: if is_event { 0 } else { libc::WSTOPSIG(status) },
+    }
+}
+
+/// Reads a register set of the stopped thread `tid`; `note` is its type in `<elf.h>`.
+pub(super) fn register_set(tid: u32, note: i32) -> io::Result<Vec<u8>> {
+    // The extended state is below 3 KiB with AVX-512, about 11 KiB with AMX.
+    let mut bytes = vec![0_u8; 32 * 1024];
+    let mut iovec = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: `iovec` describes `bytes`, which outlives the call and which nothing else uses; the
+    // kernel writes at most `iov_len` bytes and sets it to what it wrote.
+    check(unsafe { libc::ptrace(libc::PTRACE_GETREGSET, tid, note, &raw mut iovec) })?;
+    bytes.truncate(iovec.iov_len);
+    bytes.shrink_to_fit();
+    Ok(bytes)
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_decoded_also_for_real_time_signals() {
+        let stopped_by = |signal: i32, event: i32| event << 16 | signal << 8 | 0x7f;
+        assert_eq!(
+            decode(stopped_by(libc::SIGTRAP, 128)),
+            Wait::Stopped { signal: 0 }
+        );
+        assert_eq!(
+            decode(stopped_by(libc::SIGSTOP, 128)),
+            Wait::Stopped { signal: 0 }
+        );
+        assert_eq!(
+            decode(stopped_by(libc::SIGUSR1, 0)),
+            Wait::Stopped {
+                signal: libc::SIGUSR1
+            }
+        );
+        assert_eq!(decode(stopped_by(34, 0)), Wait::Stopped { signal: 34 });
+        assert_eq!(decode(0), Wait::Ended);
+        assert_eq!(decode(libc::SIGKILL), Wait::Ended);
+    }
+}
