@@ -34,6 +34,62 @@ pub trait Memory: Sync {
     }
 }
 
+/// Words of a memory in ascending order: reads ahead, so that each word does not cost a call.
+pub struct Window<'a> {
+    memory: &'a dyn Memory,
+    start: Addr,
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl<'a> Window<'a> {
+    /// How far a window reads ahead.
+    const SIZE: usize = 64 * 1024;
+
+    /// A window on `memory` that has not read anything yet.
+    #[must_use]
+    pub fn new(memory: &'a dyn Memory) -> Self {
+        Self {
+            memory,
+            start: Addr(0),
+            bytes: vec![0; Self::SIZE],
+            filled: 0,
+        }
+    }
+
+    /// The word at `addr`, as [`Memory::word`] has it.
+    #[inline]
+    pub fn word(&mut self, addr: Addr) -> Option<u64> {
+        match self.buffered(addr) {
+            Some(word) => Some(word),
+            None => self.refill(addr),
+        }
+    }
+
+    #[inline]
+    fn buffered(&self, addr: Addr) -> Option<u64> {
+        let offset = usize::try_from(addr.0.wrapping_sub(self.start.0)).ok()?;
+        let bytes = self.bytes[..self.filled].get(offset..)?.first_chunk()?;
+        Some(u64::from_le_bytes(*bytes))
+    }
+
+    #[cold]
+    fn refill(&mut self, addr: Addr) -> Option<u64> {
+        self.start = addr;
+        self.filled = self.memory.read(addr, &mut self.bytes);
+        self.buffered(addr)
+    }
+}
+
+impl std::fmt::Debug for Window<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Window")
+            .field("start", &self.start)
+            .field("filled", &self.filled)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Bytes at one address, for tests: everything else is unreadable.
 #[cfg(test)]
 #[derive(Clone, Debug)]

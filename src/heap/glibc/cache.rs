@@ -1,0 +1,296 @@
+//! Free chunks that look like chunks in use: those in fastbins and in thread caches.
+//!
+//! More than half of the chunks that look in use in an ordinary process are really in such a
+//! cache. From 2.32 on their links are mangled (`PROTECT_PTR`): the address of the link, shifted
+//! right by 12, is combined with it by exclusive or. The heads are not.
+
+use rustc_hash::FxHashSet;
+
+use super::arena::Arena;
+use super::layout::{ALIGNMENT, HEADER, MIN_CHUNK, SMALL_TCACHE_BINS, TCACHES, TcacheLayout};
+use super::params::Params;
+use super::problem::Problem;
+use crate::addr::Addr;
+use crate::heap::Block;
+use crate::memory::Memory;
+use crate::snapshot::{Snapshot, Thread};
+
+/// How far below a thread pointer its `tcache` variable may lie: the static TLS of the C library
+/// is among the first.
+const TLS_REACH: u64 = 0x4000;
+
+/// The cached blocks, by address, and the blocks that are caches themselves.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cached {
+    /// Blocks that are free.
+    pub(super) free: FxHashSet<u64>,
+    /// Blocks that are a `tcache_perthread_struct`.
+    pub(super) caches: FxHashSet<u64>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// What the lists are looked up in.
+pub(super) struct Lists<'a> {
+    memory: &'a dyn Memory,
+    /// All blocks that look in use, sorted.
+    blocks: &'a [Block],
+    /// How many chunks a bin of a thread cache takes.
+    tcache_count: u64,
+    mangled: bool,
+}
+
+/// One thread cache: where it is, and the blocks on its lists.
+struct Tcache {
+    free: Vec<u64>,
+    /// Lists that are one longer or shorter than their count.
+    miscounts: u64,
+}
+
+impl<'a> Lists<'a> {
+    fn link(&self, addr: u64) -> Option<u64> {
+        let link = self.memory.word(Addr(addr))?;
+        Some(if self.mangled {
+            link ^ (addr >> 12)
+        } else {
+            link
+        })
+    }
+
+    fn block(&self, start: u64) -> Option<Block> {
+        let index = self
+            .blocks
+            .binary_search_by_key(&start, |block| block.start.0);
+        Some(self.blocks[index.ok()?])
+    }
+
+    /// The blocks of the list that starts at block `head`, all of whose chunks have a size that
+    /// `fits`. `None` where it leads to anything else, or in a circle.
+    fn follow(&self, head: u64, longest: u64, fits: impl Fn(u64) -> bool) -> Option<Vec<u64>> {
+        let mut list = Vec::new();
+        let mut next = head;
+        while next != 0 {
+            if list.len() as u64 >= longest || !fits(self.block(next)?.size + 8) {
+                return None;
+            }
+            list.push(next);
+            next = self.link(next)?;
+        }
+        Some(list)
+    }
+
+    /// The thread cache at block `start`, if there is one: all its lists lead to chunks of their
+    /// sizes, and are as long as their counts.
+    fn tcache(&self, start: Addr, layout: TcacheLayout) -> Option<Tcache> {
+        let mut bytes = vec![0; usize::try_from(layout.size()).ok()?];
+        if self.memory.read(start, &mut bytes) < bytes.len() {
+            return None;
+        }
+        let (counts, entries) = bytes.split_at(usize::try_from(layout.entries()).ok()?);
+        let counts = counts.chunks_exact(usize::try_from(layout.count_size).ok()?);
+        let mut tcache = Tcache {
+            free: Vec::new(),
+            miscounts: 0,
+        };
+        for (bin, (count, entry)) in (0..).zip(counts.zip(entries.chunks_exact(8))) {
+            let count = count
+                .iter()
+                .rev()
+                .fold(0, |n, byte| n << 8 | u64::from(*byte));
+            let head = u64::from_le_bytes(*entry.first_chunk()?);
+            let count = match (layout.counts_down, head) {
+                (false, _) => count,
+                // A bin that was never used counts 0 in the struct of all zeros that a thread
+                // which is about to exit leaves, and the whole count otherwise.
+                (true, 0) if count == 0 => 0,
+                (true, _) => self.tcache_count.checked_sub(count)?,
+            };
+            let list = self.follow(head, count + 1, |size| fits_bin(bin, size))?;
+            match (list.len() as u64).abs_diff(count) {
+                0 => {}
+                1 => tcache.miscounts += 1,
+                _ => return None,
+            }
+            tcache.free.extend(list);
+        }
+        Some(tcache)
+    }
+
+    /// The blocks in the fastbins of `arena`, or `None` where a list leads to something else.
+    fn fastbins(&self, arena: &Arena) -> Option<Vec<u64>> {
+        let Some((offset, bins)) = arena.layout.fastbins() else {
+            return Some(Vec::new());
+        };
+        let mut free = Vec::new();
+        for bin in 0..bins {
+            let head = self
+                .memory
+                .word(arena.addr.checked_add(offset + bin * 8)?)?;
+            let size = (bin + 2) * ALIGNMENT;
+            free.extend(self.fastbin(head, size)?);
+        }
+        Some(free)
+    }
+
+    /// Fastbins link chunks, not blocks: the link is at the start of the block.
+    fn fastbin(&self, head: u64, size: u64) -> Option<Vec<u64>> {
+        let mut list = Vec::new();
+        let mut chunk = head;
+        while chunk != 0 {
+            let start = chunk.checked_add(HEADER)?;
+            if list.len() >= self.blocks.len() || self.block(start)?.size + 8 != size {
+                return None;
+            }
+            list.push(start);
+            chunk = self.link(start)?;
+        }
+        Some(list)
+    }
+}
+
+/// Says whether a chunk of `size` bytes may be in `bin` of a thread cache.
+fn fits_bin(bin: u64, size: u64) -> bool {
+    if bin < SMALL_TCACHE_BINS {
+        size == MIN_CHUNK + bin * ALIGNMENT
+    } else {
+        size >= MIN_CHUNK + SMALL_TCACHE_BINS * ALIGNMENT
+    }
+}
+
+/// Finds the cached blocks among `blocks`, which are sorted.
+pub(super) fn find(
+    snapshot: &Snapshot,
+    arenas: &[Arena],
+    params: &[Params],
+    blocks: &[Block],
+) -> Cached {
+    let with = |mangled| {
+        let lists = Lists {
+            memory: &*snapshot.memory,
+            blocks,
+            tcache_count: params.iter().map(|p| p.tcache_count).max().unwrap_or(0),
+            mangled,
+        };
+        let has_tcache = params.iter().any(|params| params.layout.tcache.is_some());
+        find_with(&lists, &snapshot.threads, arenas, has_tcache)
+    };
+    // The wrong way to read links validates no list that has an element.
+    let mangled = with(true);
+    if mangled.problems.is_empty() && !mangled.free.is_empty() {
+        return mangled;
+    }
+    let plain = with(false);
+    let key = |cached: &Cached| (!cached.problems.is_empty(), usize::MAX - cached.free.len());
+    if key(&plain) < key(&mangled) {
+        plain
+    } else {
+        mangled
+    }
+}
+
+fn find_with(lists: &Lists<'_>, threads: &[Thread], arenas: &[Arena], has_tcache: bool) -> Cached {
+    let mut cached = Cached::default();
+    for arena in arenas {
+        match lists.fastbins(arena) {
+            Some(free) => cached.free.extend(free),
+            None => cached.problems.push(Problem::CacheList(arena.addr)),
+        }
+    }
+    if has_tcache {
+        add_tcaches_of_threads(lists, threads, &mut cached);
+        add_orphans(lists, &mut cached);
+    }
+    cached
+}
+
+/// Thread caches that a thread's `tcache` variable points to. It lies at the same distance below
+/// the thread pointer in every thread.
+fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Cached) {
+    let Some((distance, layout)) = tcache_variable(lists, threads) else {
+        return;
+    };
+    for thread in threads {
+        let variable = thread.thread_pointer.saturating_sub(distance);
+        let start = lists.memory.word(variable).unwrap_or(0);
+        let Some(block) = lists.block(start) else {
+            // A thread that has not allocated yet, or is about to end.
+            continue;
+        };
+        match lists.tcache(block.start, layout) {
+            Some(tcache) => add(cached, block, tcache),
+            None => cached.problems.push(Problem::CacheList(block.start)),
+        }
+    }
+}
+
+/// The distance of the `tcache` variable below the thread pointer, and the layout of what it
+/// points to: what fits most threads, then what holds most blocks.
+fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, TcacheLayout)> {
+    let mut votes: Vec<((u64, usize), (u64, u64))> = Vec::new();
+    for thread in threads
+        .iter()
+        .filter(|thread| thread.thread_pointer != Addr(0))
+    {
+        for (distance, index, cached) in tcache_candidates(lists, thread) {
+            let found = votes.iter_mut().find(|(key, _)| *key == (distance, index));
+            match found {
+                Some((_, (threads, blocks))) => {
+                    *threads += 1;
+                    *blocks += cached;
+                }
+                None => votes.push(((distance, index), (1, cached))),
+            }
+        }
+    }
+    let best = votes
+        .into_iter()
+        .max_by_key(|((distance, _), (threads, blocks))| (*threads, *blocks, u64::MAX - distance));
+    best.map(|((distance, index), _)| (distance, TCACHES[index]))
+}
+
+/// Words below the thread pointer of `thread` that point to a thread cache: their distance, the
+/// layout's index, and how many blocks it holds.
+fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, usize, u64)> {
+    let mut candidates = Vec::new();
+    for distance in (8..=TLS_REACH).step_by(8) {
+        let variable = thread.thread_pointer.saturating_sub(distance);
+        let Some(word) = lists.memory.word(variable) else {
+            break;
+        };
+        let Some(block) = lists.block(word) else {
+            continue;
+        };
+        for (index, layout) in TCACHES.iter().enumerate() {
+            if layout.fits(block.size + 8)
+                && let Some(tcache) = lists.tcache(block.start, *layout)
+            {
+                candidates.push((distance, index, tcache.free.len() as u64));
+            }
+        }
+    }
+    candidates
+}
+
+/// Thread caches that no thread has any more: those of a parent's threads after `fork`, and of
+/// threads that were killed. Only what holds blocks can be told from a block of zeros.
+fn add_orphans(lists: &Lists<'_>, cached: &mut Cached) {
+    for block in lists.blocks {
+        let layout = TCACHES.iter().find(|layout| layout.fits(block.size + 8));
+        let Some(layout) = layout.filter(|_| !cached.caches.contains(&block.start.0)) else {
+            continue;
+        };
+        if let Some(tcache) = lists.tcache(block.start, *layout)
+            && !tcache.free.is_empty()
+            && tcache.miscounts == 0
+        {
+            add(cached, *block, tcache);
+        }
+    }
+}
+
+fn add(cached: &mut Cached, block: Block, tcache: Tcache) {
+    if tcache.miscounts > 0 {
+        cached.problems.push(Problem::CacheCount(block.start));
+    }
+    cached.caches.insert(block.start.0);
+    cached.free.extend(tcache.free);
+}

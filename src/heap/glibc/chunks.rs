@@ -1,0 +1,255 @@
+//! Walking the chunks of a segment: memory that one arena cut into chunks, without gaps.
+
+use super::layout::{ALIGNMENT, FLAGS, HEADER, IS_MMAPPED, MIN_CHUNK, NON_MAIN_ARENA, PREV_INUSE};
+use super::problem::Problem;
+use crate::addr::{Addr, AddrRange};
+use crate::heap::Block;
+use crate::memory::{Memory, Window};
+
+/// What may end a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// In the main arena: two headers of the size of a header.
+    Double,
+    /// In a heap of another arena: a header of size 0, before which one more chunk is a fence.
+    Zero,
+}
+
+/// A segment that is to be walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// The first chunk.
+    pub(super) start: Addr,
+    /// The end of the memory that may belong to the segment.
+    pub(super) limit: Addr,
+    /// The arena's `top`, which ends the segment if it lies in it.
+    pub(super) top: Addr,
+    pub(super) fence: Fence,
+}
+
+/// How a walk ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// At `top`, whose end is given.
+    Top(Addr),
+    /// At the fence, whose end is given.
+    Fence(Addr),
+    /// At a header that is none: the chunks from there on are unknown.
+    Broken(Addr),
+}
+
+/// The chunks of one segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Walk {
+    /// The chunks in use, as the blocks that their users see. Chunks that caches hold are among
+    /// them: they look like chunks in use.
+    pub(super) blocks: Vec<Block>,
+    pub(super) end: End,
+    /// The first header says that the chunk before it is in use, as that of a segment does.
+    pub(super) starts_well: bool,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// A chunk whose successor has not been seen: whether it is in use is written there.
+#[derive(Clone, Copy)]
+struct Chunk {
+    addr: Addr,
+    size: u64,
+    flags: u64,
+}
+
+impl Segment {
+    /// Walks the segment from its first chunk to its end.
+    pub(super) fn walk(&self, memory: &dyn Memory) -> Walk {
+        let mut window = Window::new(memory);
+        let mut walk = Walk {
+            blocks: Vec::new(),
+            end: End::Broken(self.start),
+            starts_well: false,
+            problems: Vec::new(),
+        };
+        let mut previous: Option<Chunk> = None;
+        let mut addr = self.start;
+        while let Some(chunk) = self.chunk_at(&mut window, addr) {
+            match previous {
+                None => walk.starts_well = chunk.flags & PREV_INUSE != 0,
+                Some(previous) => self.settle(&mut walk, &mut window, previous, chunk),
+            }
+            if let Some(end) = self.end_at(&mut window, chunk) {
+                walk.end = end;
+                return walk;
+            }
+            if !self.is_chunk(chunk) {
+                break;
+            }
+            previous = Some(chunk);
+            addr = addr.saturating_add(chunk.size);
+        }
+        walk.end = End::Broken(addr);
+        walk
+    }
+
+    fn chunk_at(&self, window: &mut Window<'_>, addr: Addr) -> Option<Chunk> {
+        if addr.saturating_add(HEADER) > self.limit {
+            return None;
+        }
+        let header = window.word(addr.checked_add(8)?)?;
+        Some(Chunk {
+            addr,
+            size: header & !FLAGS,
+            flags: header & FLAGS,
+        })
+    }
+
+    /// The end of the segment, if `chunk` is what ends it.
+    fn end_at(&self, window: &mut Window<'_>, chunk: Chunk) -> Option<End> {
+        if chunk.addr == self.top {
+            return Some(End::Top(chunk.addr.saturating_add(chunk.size)));
+        }
+        match self.fence {
+            Fence::Zero => (chunk.size == 0).then(|| End::Fence(chunk.addr.saturating_add(HEADER))),
+            Fence::Double if chunk.size == HEADER => {
+                let next = window.word(chunk.addr.saturating_add(HEADER + 8))?;
+                (next == HEADER | PREV_INUSE)
+                    .then(|| End::Fence(chunk.addr.saturating_add(2 * HEADER)))
+            }
+            Fence::Double => None,
+        }
+    }
+
+    fn is_chunk(&self, chunk: Chunk) -> bool {
+        let end = chunk.addr.checked_add(chunk.size);
+        let is_fence_before_zero = self.fence == Fence::Zero && chunk.size == HEADER;
+        (chunk.size >= MIN_CHUNK || is_fence_before_zero)
+            && chunk.size.is_multiple_of(ALIGNMENT)
+            && chunk.flags & IS_MMAPPED == 0
+            && end.is_some_and(|end| end <= self.limit)
+            && !(chunk.addr < self.top && end.is_some_and(|end| end > self.top))
+    }
+
+    /// Decides whether `chunk` is in use, now that its successor is known.
+    fn settle(&self, walk: &mut Walk, window: &mut Window<'_>, chunk: Chunk, next: Chunk) {
+        let is_fence = self.fence == Fence::Zero && next.size == 0;
+        if is_fence {
+            return;
+        }
+        if next.flags & PREV_INUSE == 0 {
+            if window.word(next.addr) != Some(chunk.size) {
+                walk.problems.push(Problem::Footer(chunk.addr));
+            }
+            return;
+        }
+        if self.fence == Fence::Zero && chunk.flags & NON_MAIN_ARENA == 0 {
+            walk.problems.push(Problem::ArenaFlag(chunk.addr));
+        }
+        walk.blocks.push(Block {
+            start: chunk.addr.saturating_add(HEADER),
+            size: chunk.size - 8,
+        });
+    }
+}
+
+impl Walk {
+    /// The memory that was walked: from `start` to the end, or to where the walk broke off.
+    pub(super) fn range(&self, start: Addr) -> AddrRange {
+        let (End::Top(end) | End::Fence(end) | End::Broken(end)) = self.end;
+        AddrRange::new(start, end)
+    }
+
+    /// Says whether the walk reached an end.
+    pub(super) fn is_complete(&self) -> bool {
+        !matches!(self.end, End::Broken(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::FakeMemory;
+
+    const BASE: u64 = 0x10000;
+
+    /// Lays out chunks of the given sizes and flags from `BASE` on.
+    fn memory(headers: &[(u64, u64)]) -> (FakeMemory, Vec<u64>) {
+        let mut memory = FakeMemory::zeroed(BASE, 0x2000);
+        let mut addr = BASE;
+        let mut addrs = Vec::new();
+        for (size, flags) in headers {
+            memory.set_word(addr + 8, size | flags);
+            if flags & PREV_INUSE == 0 && addr > BASE {
+                let previous = addrs.last().copied().unwrap_or(BASE);
+                memory.set_word(addr, addr - previous);
+            }
+            addrs.push(addr);
+            addr += size;
+        }
+        (memory, addrs)
+    }
+
+    fn segment(top: u64, fence: Fence) -> Segment {
+        Segment {
+            start: Addr(BASE),
+            limit: Addr(BASE + 0x2000),
+            top: Addr(top),
+            fence,
+        }
+    }
+
+    fn starts(walk: &Walk) -> Vec<u64> {
+        walk.blocks
+            .iter()
+            .map(|block| block.start.0 - BASE)
+            .collect()
+    }
+
+    #[test]
+    fn chunks_in_use_end_at_top() {
+        let (memory, addrs) = memory(&[(0x30, 1), (0x40, 1), (0x50, 0), (0x20, 1), (0x1000, 1)]);
+        let walk = segment(addrs[4], Fence::Double).walk(&memory);
+        // The second chunk is free: the header after it says so.
+        assert_eq!(starts(&walk), [0x10, 0x80, 0xd0]);
+        assert_eq!(walk.blocks[1].size, 0x48);
+        assert_eq!(walk.end, End::Top(Addr(addrs[4] + 0x1000)));
+        assert!(walk.starts_well && walk.problems.is_empty());
+    }
+
+    #[test]
+    fn a_double_fence_ends_a_segment_of_the_main_arena() {
+        let (memory, addrs) = memory(&[(0x30, 1), (0x10, 1), (0x10, 1)]);
+        let walk = segment(0, Fence::Double).walk(&memory);
+        assert_eq!(starts(&walk), [0x10]);
+        assert_eq!(walk.end, End::Fence(Addr(addrs[2] + 0x10)));
+    }
+
+    #[test]
+    fn the_chunk_before_a_zero_header_is_a_fence_whatever_its_size() {
+        for fence_size in [0x10, 0x20] {
+            let (memory, _) = memory(&[(0x30, 5), (fence_size, 1), (0, 1)]);
+            let walk = segment(0, Fence::Zero).walk(&memory);
+            assert_eq!(starts(&walk), [0x10]);
+            assert!(walk.is_complete() && walk.problems.is_empty());
+        }
+    }
+
+    #[test]
+    fn half_done_operations_are_told() {
+        let (mut memory, addrs) = memory(&[(0x30, 1), (0x40, 1), (0x50, 0), (0x1000, 1)]);
+        memory.set_word(addrs[2], 0);
+        let walk = segment(addrs[3], Fence::Double).walk(&memory);
+        assert_eq!(walk.problems, [Problem::Footer(Addr(addrs[1]))]);
+        memory.set_word(addrs[1] + 8, 0xa5a5_a5a5_a5a5_a5a5);
+        let walk = segment(addrs[3], Fence::Double).walk(&memory);
+        assert_eq!(walk.end, End::Broken(Addr(addrs[1])));
+        assert_eq!(starts(&walk), [0x10]);
+    }
+
+    #[test]
+    fn impossible_headers_break_the_walk() {
+        for header in [0x28, 0x18, 0x31 | 2, 0x4000, !15, 0] {
+            let (mut memory, addrs) = memory(&[(0x30, 1), (0x40, 1), (0x1000, 1)]);
+            memory.set_word(addrs[1] + 8, header);
+            let walk = segment(addrs[2], Fence::Double).walk(&memory);
+            assert_eq!(walk.end, End::Broken(Addr(addrs[1])), "{header:#x}");
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! Chunks that have a mapping of their own.
+//!
+//! No list of them exists: their headers are looked for at each page of anonymous memory, and
+//! checked against malloc's counters. A mapping is not always one chunk: the kernel joins
+//! neighbours.
+
+use super::layout::{ALIGNMENT, FLAGS, HEADER, IS_MMAPPED, PAGE};
+use super::params::Params;
+use super::problem::Problem;
+use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::heap::Block;
+use crate::memory::Memory;
+use crate::snapshot::{Region, Snapshot, Thread};
+
+/// A chunk with a mapping of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MappedChunk {
+    pub(super) mapping: AddrRange,
+    pub(super) block: Block,
+}
+
+/// How a release lays out such a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Layout {
+    /// Bytes of the mapping behind the end that the header's size gives.
+    behind: u64,
+    /// Bytes of the chunk's size that its user does not get.
+    overhead: u64,
+    /// Flags in the low bits of `prev_size`.
+    offset_flags: u64,
+}
+
+/// Up to 2.42.
+const PLAIN: Layout = Layout {
+    behind: 0,
+    overhead: HEADER,
+    offset_flags: 0,
+};
+/// From 2.43: the size is that of a normal chunk, and `prev_size` has a flag for huge pages.
+const LIKE_A_NORMAL_CHUNK: Layout = Layout {
+    behind: HEADER,
+    overhead: 8,
+    offset_flags: 1,
+};
+
+impl Layout {
+    fn of(params: &Params) -> Self {
+        if params.layout.arena_bins == [0x18] {
+            LIKE_A_NORMAL_CHUNK
+        } else {
+            PLAIN
+        }
+    }
+
+    /// The chunk whose header is `offset` bytes into a mapping that starts at `base` and ends at
+    /// or before `limit`, if there is one.
+    fn chunk(
+        self,
+        memory: &dyn Memory,
+        base: Addr,
+        offset: u64,
+        limit: Addr,
+    ) -> Option<MappedChunk> {
+        let header = base.checked_add(offset)?;
+        let size = memory.word(header.checked_add(8)?)?;
+        if size & FLAGS != IS_MMAPPED {
+            return None;
+        }
+        let size = size & !FLAGS;
+        let length = offset.checked_add(size)?.checked_add(self.behind)?;
+        let end = base.checked_add(length)?;
+        let is_chunk = memory.word(header)? & !self.offset_flags == offset
+            && length.is_multiple_of(PAGE)
+            && size >= PAGE / 2 - HEADER
+            && end <= limit;
+        is_chunk.then(|| MappedChunk {
+            mapping: AddrRange::new(base, end),
+            block: Block {
+                start: header.saturating_add(HEADER),
+                size: size - self.overhead,
+            },
+        })
+    }
+
+    /// The chunk of the mapping that starts at `base`. An aligned allocation moves the header and
+    /// leaves the old one, perfectly valid, in front: the moved one counts.
+    fn chunk_at(self, memory: &dyn Memory, base: Addr, limit: Addr) -> Option<MappedChunk> {
+        let plain = self.chunk(memory, base, 0, limit);
+        self.moved_within_page(memory, base, limit)
+            .or_else(|| self.moved_by_pages(memory, base, limit, plain?))
+            .or(plain)
+    }
+
+    /// A user address below `base` + a page is a power of two from `base`.
+    fn moved_within_page(
+        self,
+        memory: &dyn Memory,
+        base: Addr,
+        limit: Addr,
+    ) -> Option<MappedChunk> {
+        (5..=12)
+            .map(|exponent| (1_u64 << exponent) - HEADER)
+            .find_map(|offset| self.chunk(memory, base, offset, limit))
+    }
+
+    /// A user address farther away is a multiple of the page size from `base`, and within what the
+    /// old header covers.
+    fn moved_by_pages(
+        self,
+        memory: &dyn Memory,
+        base: Addr,
+        limit: Addr,
+        plain: MappedChunk,
+    ) -> Option<MappedChunk> {
+        let pages = plain.mapping.size() / PAGE;
+        (2..pages)
+            .map(|page| page * PAGE - HEADER)
+            .find_map(|offset| self.chunk(memory, base, offset, limit))
+    }
+}
+
+/// Finds the chunks with mappings of their own. `taken` is memory that arenas own; `params` are
+/// those of all mallocs in the process, which share the mappings.
+pub(super) fn find(
+    snapshot: &Snapshot,
+    params: &[Params],
+    taken: &RangeSet,
+) -> (Vec<MappedChunk>, Vec<Problem>) {
+    let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
+    let Some(layout) = params.first().map(Layout::of).filter(|_| expected > 0) else {
+        return (Vec::new(), Vec::new());
+    };
+    let is_candidate = |region: &&Region| is_malloc_memory(region);
+    let outside_stacks = |region: &&Region| !holds_stack(region, &snapshot.threads);
+    let regions = || snapshot.regions.iter().filter(is_candidate);
+    let mut chunks = in_regions(snapshot, layout, taken, regions().filter(outside_stacks));
+    if (chunks.len() as u64) < expected {
+        // A mapping may have been joined with a thread's stack.
+        chunks = in_regions(snapshot, layout, taken, regions());
+    }
+    if chunks.len() as u64 > expected {
+        drop_imitations(snapshot, &mut chunks, expected);
+    }
+    let bytes: u64 = chunks.iter().map(|chunk| chunk.mapping.size()).sum();
+    let problems = check(params, chunks.len() as u64, bytes);
+    (chunks, problems)
+}
+
+fn is_malloc_memory(region: &Region) -> bool {
+    region.is_private_anonymous_data()
+        || (region.name.starts_with("/anon_hugepage") && region.writable)
+}
+
+/// Says whether a thread's stack or control block lies in the region.
+fn holds_stack(region: &Region, threads: &[Thread]) -> bool {
+    threads.iter().any(|thread| {
+        region.range.contains(thread.stack_pointer) || region.range.contains(thread.thread_pointer)
+    })
+}
+
+fn in_regions<'a>(
+    snapshot: &Snapshot,
+    layout: Layout,
+    taken: &RangeSet,
+    regions: impl Iterator<Item = &'a Region>,
+) -> Vec<MappedChunk> {
+    let memory = &*snapshot.memory;
+    let mut chunks: Vec<MappedChunk> = Vec::new();
+    let mut end = Addr(0);
+    for region in regions {
+        for gap in taken.gaps(region.range) {
+            for part in memory.resident(gap) {
+                let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
+                while page < part.end {
+                    // A chunk may reach into the next region, where only its protection or its
+                    // huge-page setting differs.
+                    let limit = joined_end(snapshot, region);
+                    match layout.chunk_at(memory, page, limit) {
+                        Some(chunk) => {
+                            end = chunk.mapping.end;
+                            page = end;
+                            chunks.push(chunk);
+                        }
+                        None => page = page.saturating_add(PAGE),
+                    }
+                }
+            }
+        }
+    }
+    chunks
+}
+
+/// The end of the anonymous memory that `region` is the start of.
+fn joined_end(snapshot: &Snapshot, region: &Region) -> Addr {
+    let mut end = region.range.end;
+    while let Some(next) = snapshot
+        .region_at(end)
+        .filter(|next| is_malloc_memory(next))
+    {
+        end = next.range.end;
+    }
+    end
+}
+
+/// Drops what only looks like a chunk: real ones start at a mapping or behind another one.
+fn drop_imitations(snapshot: &Snapshot, chunks: &mut Vec<MappedChunk>, expected: u64) {
+    let mut end = Addr(0);
+    let mut surplus = (chunks.len() as u64).saturating_sub(expected);
+    chunks.retain(|chunk| {
+        let start = chunk.mapping.start;
+        let starts_mapping = snapshot
+            .region_at(start)
+            .is_some_and(|region| region.range.start == start);
+        let keep = surplus == 0 || starts_mapping || start == end;
+        if keep {
+            end = chunk.mapping.end;
+        } else {
+            surplus -= 1;
+        }
+        keep
+    });
+}
+
+fn check(params: &[Params], count: u64, bytes: u64) -> Vec<Problem> {
+    let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
+    let expected_bytes: u64 = params.iter().map(|params| params.mmapped_mem).sum();
+    // 2.43 adds a header too much to the sum with every mremap.
+    let drifts = params.iter().any(|p| Layout::of(p) == LIKE_A_NORMAL_CHUNK);
+    let bytes_fit = if drifts {
+        expected_bytes >= bytes && (expected_bytes - bytes).is_multiple_of(ALIGNMENT)
+    } else {
+        expected_bytes == bytes
+    };
+    match count.abs_diff(expected) {
+        0 if bytes_fit => Vec::new(),
+        0 => vec![Problem::MmapBytes(expected_bytes, bytes)],
+        1 => vec![Problem::MmapCountByOne(expected, count)],
+        _ => vec![Problem::MmapCount(expected, count)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::FakeMemory;
+
+    const BASE: u64 = 0x7f00_0000_0000;
+    const LIMIT: Addr = Addr(BASE + 0x20000);
+
+    fn with_headers(headers: &[(u64, u64, u64)]) -> FakeMemory {
+        let mut memory = FakeMemory::zeroed(BASE, 0x20000);
+        for (at, prev_size, size) in headers {
+            memory.set_word(BASE + at, *prev_size);
+            memory.set_word(BASE + at + 8, *size);
+        }
+        memory
+    }
+
+    #[test]
+    fn the_usable_size_follows_the_release() {
+        let memory = with_headers(&[(0, 0, 0x3000 | 2)]);
+        let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+        assert_eq!(
+            (chunk.block.start.0, chunk.block.size),
+            (BASE + 16, 0x3000 - 16)
+        );
+        let memory = with_headers(&[(0, 1, 0x2ff0 | 2)]);
+        let chunk = LIKE_A_NORMAL_CHUNK
+            .chunk_at(&memory, Addr(BASE), LIMIT)
+            .expect("a chunk");
+        assert_eq!(
+            (chunk.block.start.0, chunk.block.size),
+            (BASE + 16, 0x2ff0 - 8)
+        );
+        assert_eq!(chunk.mapping.size(), 0x3000);
+    }
+
+    #[test]
+    fn a_moved_header_counts_and_not_the_one_it_left_behind() {
+        for moved in [0x30, 0x70, 0xff0, 0x1ff0, 0x7ff0] {
+            let memory = with_headers(&[(0, 0, 0x9000 | 2), (moved, moved, (0x9000 - moved) | 2)]);
+            let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+            assert_eq!(chunk.block.start.0, BASE + moved + 16, "{moved:#x}");
+            assert_eq!(chunk.mapping.size(), 0x9000, "{moved:#x}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_header_is_none() {
+        for (prev_size, size) in [
+            (16, 0x3002),
+            (0, 0x3000),
+            (0, 0x3003),
+            (0, 0x3012),
+            (0, 0x4000_0002),
+            (0, 2),
+        ] {
+            let memory = with_headers(&[(0, prev_size, size)]);
+            assert_eq!(
+                PLAIN.chunk_at(&memory, Addr(BASE), LIMIT),
+                None,
+                "{prev_size:#x} {size:#x}"
+            );
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! glibc's malloc: the live blocks of every arena, and of chunks with a mapping of their own.
+//!
+//! Nothing depends on symbols or on a version string: structures are found by their shape, and
+//! checked against each other and against malloc's own counters on every run. What does not fit is
+//! a [`Problem`].
+
+mod arena;
+mod cache;
+mod chunks;
+mod layout;
+mod mapped;
+mod params;
+mod problem;
+mod segments;
+
+pub use problem::Problem;
+
+use rayon::prelude::*;
+
+use arena::{Arena, Arenas};
+use mapped::MappedChunk;
+use params::Params;
+use segments::ArenaMemory;
+
+use super::block::{Block, Heap, Zone};
+use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::memory::Memory;
+use crate::snapshot::Snapshot;
+
+/// What was found of glibc's malloc in a target.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Its live blocks.
+    pub heap: Heap,
+    /// What does not fit together.
+    pub problems: Vec<Problem>,
+}
+
+/// One malloc with its parameters.
+struct Malloc {
+    arenas: Arenas,
+    params: Params,
+}
+
+/// Walks every glibc malloc that the target has used. `None` where there is none.
+#[must_use]
+pub fn walk(snapshot: &Snapshot) -> Option<Found> {
+    let mut problems = Vec::new();
+    let mut mallocs = Vec::new();
+    for arenas in arena::find(snapshot) {
+        let is_used = arenas.main.is_used() || !arenas.others.is_empty();
+        match params::find(snapshot, &arenas) {
+            Some(params) if is_used || params.n_mmaps > 0 => {
+                mallocs.push(Malloc { arenas, params })
+            }
+            None if is_used => problems.push(Problem::NoParams),
+            _ => {}
+        }
+    }
+    if mallocs.is_empty() && problems.is_empty() {
+        return None;
+    }
+    let memories = arena_memories(snapshot, &mallocs);
+    let arenas: Vec<Arena> = mallocs.iter().flat_map(|m| m.arenas.all()).collect();
+    let params: Vec<Params> = mallocs.iter().map(|malloc| malloc.params).collect();
+    problems.extend(broken_bins(&arenas));
+
+    let taken = owned(&memories);
+    let (mapped, mapped_problems) = mapped::find(snapshot, &params, &taken);
+    problems.extend(mapped_problems);
+
+    let zones = zone_names(&mallocs);
+    let mut heap = Heap {
+        owned: owned_by_all(&memories, &mapped, &arenas, &params),
+        zone_ranges: zone_ranges(&memories, &mapped),
+        ..Heap::default()
+    };
+    let mut blocks = sorted_blocks(memories, &mapped, &mut problems);
+    let cached = cache::find(snapshot, &arenas, &params, &blocks);
+    problems.extend(cached.problems);
+    blocks.retain(|block| {
+        !cached.free.contains(&block.start.0) && !cached.caches.contains(&block.start.0)
+    });
+    heap.blocks = blocks;
+    heap.zones = zones;
+    count_zones(&mut heap);
+    Some(Found { heap, problems })
+}
+
+impl Arenas {
+    /// The main arena, then the others.
+    fn all(&self) -> impl Iterator<Item = Arena> + '_ {
+        std::iter::once(self.main).chain(self.others.iter().copied())
+    }
+}
+
+/// Walks all arenas of all mallocs: the main arenas last, since they look for memory that no other
+/// arena owns. In the order of `zone_names`.
+fn arena_memories(snapshot: &Snapshot, mallocs: &[Malloc]) -> Vec<ArenaMemory> {
+    let memory = &*snapshot.memory;
+    let others: Vec<Vec<ArenaMemory>> = mallocs
+        .par_iter()
+        .map(|malloc| {
+            let heap_info = malloc.arenas.heap_info.unwrap_or(0);
+            let arenas = malloc.arenas.others.par_iter();
+            arenas
+                .map(|arena| segments::of_other_arena(memory, arena, heap_info))
+                .collect()
+        })
+        .collect();
+    let mut taken: RangeSet = owned(others.iter().flatten());
+    let mut memories = Vec::new();
+    for (malloc, others) in mallocs.iter().zip(others) {
+        let main = if malloc.arenas.main.is_used() {
+            segments::of_main_arena(snapshot, &malloc.arenas, &malloc.params, &taken)
+        } else {
+            ArenaMemory::default()
+        };
+        taken = taken.ranges().iter().chain(&main.owned).copied().collect();
+        memories.push(main);
+        memories.extend(others);
+    }
+    memories
+}
+
+fn owned<'a>(memories: impl IntoIterator<Item = &'a ArenaMemory>) -> RangeSet {
+    let ranges = memories.into_iter().flat_map(|memory| &memory.owned);
+    ranges.copied().collect()
+}
+
+/// All memory that is no root: what the arenas own, and malloc's own variables.
+fn owned_by_all(
+    memories: &[ArenaMemory],
+    mapped: &[MappedChunk],
+    arenas: &[Arena],
+    params: &[Params],
+) -> RangeSet {
+    let memories = memories
+        .iter()
+        .flat_map(|memory| memory.owned.iter().copied());
+    memories
+        .chain(mapped.iter().map(|chunk| chunk.mapping))
+        .chain(arenas.iter().map(Arena::range))
+        .chain(params.iter().map(Params::range))
+        .collect()
+}
+
+fn broken_bins(arenas: &[Arena]) -> impl Iterator<Item = Problem> + '_ {
+    arenas
+        .iter()
+        .filter(|arena| arena.broken_bins > 0)
+        .map(|arena| Problem::Bins(arena.addr, arena.broken_bins))
+}
+
+/// A zone for each arena, in the order of their memories, and one for the mmapped chunks.
+fn zone_names(mallocs: &[Malloc]) -> Vec<Zone> {
+    let zone = |name: String| Zone {
+        name,
+        allocator: "glibc".to_owned(),
+        blocks: 0,
+        bytes: 0,
+    };
+    let mut zones = Vec::new();
+    for (index, malloc) in mallocs.iter().enumerate() {
+        let which = if index == 0 {
+            String::new()
+        } else {
+            format!(" (copy {})", index + 1)
+        };
+        zones.push(zone(format!("glibc main arena{which}")));
+        let others = 1..=malloc.arenas.others.len();
+        zones.extend(others.map(|number| zone(format!("glibc arena {number}{which}"))));
+    }
+    zones.push(zone("glibc mmapped".to_owned()));
+    zones
+}
+
+fn zone_ranges(memories: &[ArenaMemory], mapped: &[MappedChunk]) -> Vec<(AddrRange, u32)> {
+    let mut ranges = Vec::new();
+    for (zone, memory) in (0..).zip(memories) {
+        let owned = memory.owned.iter().filter(|range| !range.is_empty());
+        ranges.extend(owned.map(|range| (*range, zone)));
+    }
+    let zone = u32::try_from(memories.len()).unwrap_or(u32::MAX);
+    ranges.extend(mapped.iter().map(|chunk| (chunk.mapping, zone)));
+    ranges.sort_unstable();
+    ranges
+}
+
+/// Moves the blocks of all walks and of the mmapped chunks into one sorted list.
+fn sorted_blocks(
+    memories: Vec<ArenaMemory>,
+    mapped: &[MappedChunk],
+    problems: &mut Vec<Problem>,
+) -> Vec<Block> {
+    let mut walks = Vec::new();
+    for memory in memories {
+        problems.extend(memory.problems);
+        walks.extend(memory.walks);
+    }
+    let mapped = mapped.iter().map(|chunk| chunk.block).collect();
+    let mut lists: Vec<Vec<Block>> = vec![mapped];
+    for walk in walks {
+        problems.extend(walk.problems);
+        lists.push(walk.blocks);
+    }
+    lists.sort_unstable_by_key(Vec::len);
+    let mut blocks = lists.pop().unwrap_or_default();
+    blocks.extend(lists.into_iter().flatten());
+    blocks.par_sort_unstable();
+    blocks
+}
+
+fn count_zones(heap: &mut Heap) {
+    let mut ranges = heap.zone_ranges.iter().peekable();
+    for block in &heap.blocks {
+        while ranges
+            .next_if(|(range, _)| range.end <= block.start)
+            .is_some()
+        {}
+        let Some((_, zone)) = ranges.peek() else {
+            return;
+        };
+        if let Some(zone) = usize::try_from(*zone)
+            .ok()
+            .and_then(|z| heap.zones.get_mut(z))
+        {
+            zone.blocks += 1;
+            zone.bytes += block.size;
+        }
+    }
+}
+
+/// Calls `each` with the aligned words of `range`, a window at a time. A struct of up to
+/// `OVERLAP` bytes lies in one window at least.
+fn for_each_window(memory: &dyn Memory, range: AddrRange, mut each: impl FnMut(Addr, &[u64])) {
+    const SIZE: u64 = 1 << 20;
+    const OVERLAP: u64 = 512;
+    let Some(mut start) = range.start.align_up(8) else {
+        return;
+    };
+    let mut bytes = vec![0; usize::try_from(SIZE.min(range.size())).unwrap_or(0)];
+    while start < range.end {
+        let wanted = (range.end.0 - start.0).min(SIZE);
+        let wanted = usize::try_from(wanted).unwrap_or(0).min(bytes.len());
+        let count = memory.read(start, &mut bytes[..wanted]);
+        let words: Vec<u64> = bytes[..count]
+            .chunks_exact(8)
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
+            .collect();
+        each(start, &words);
+        if count < wanted || start.saturating_add(count as u64) >= range.end {
+            return;
+        }
+        start = start.saturating_add(SIZE - OVERLAP);
+    }
+}

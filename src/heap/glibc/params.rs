@@ -1,0 +1,132 @@
+//! Finding `mp_`, malloc's parameters and counters, without symbols.
+
+use super::arena::Arenas;
+use super::layout::{ALIGNMENT, ARENA_TEST, MMAP_THRESHOLD, PARAMS, ParamsLayout, TOP_PAD};
+use crate::addr::{Addr, AddrRange};
+use crate::memory::Memory;
+use crate::snapshot::Snapshot;
+
+/// A place that scores less is not `mp_`: the real one has at least this even where every tunable
+/// differs from its default.
+const LOWEST_SCORE: u32 = 8;
+
+/// What rleaks needs of `mp_`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Params {
+    pub(super) addr: Addr,
+    pub(super) layout: ParamsLayout,
+    /// The number of mmapped chunks.
+    pub(super) n_mmaps: u64,
+    /// The sum of their mappings.
+    pub(super) mmapped_mem: u64,
+    /// Where the memory that `brk` extends starts; 0 if malloc never called it.
+    pub(super) sbrk_base: Addr,
+    /// How many chunks a bin of a tcache takes.
+    pub(super) tcache_count: u64,
+}
+
+impl Params {
+    /// Where the struct itself lies.
+    pub(super) fn range(&self) -> AddrRange {
+        AddrRange::with_size(self.addr, self.layout.size)
+    }
+
+    fn read(memory: &dyn Memory, addr: Addr, layout: ParamsLayout) -> Option<Self> {
+        let word = |offset| memory.word(addr.checked_add(offset)?);
+        Some(Self {
+            addr,
+            layout,
+            n_mmaps: memory.word32(addr.checked_add(layout.n_mmaps)?)?.into(),
+            mmapped_mem: word(layout.mmapped_mem)?,
+            sbrk_base: Addr(word(layout.sbrk_base)?),
+            tcache_count: match layout.tcache {
+                Some(tcache) => word(tcache + 16)?,
+                None => 0,
+            },
+        })
+    }
+}
+
+/// Finds the `mp_` that belongs to `arenas`: the place in the same module that looks most like it,
+/// among equals the one closest to the main arena.
+pub(super) fn find(snapshot: &Snapshot, arenas: &Arenas) -> Option<Params> {
+    let memory = &*snapshot.memory;
+    let module = snapshot.modules.get(arenas.module)?;
+    let bins = arenas.main.layout.bins;
+    let layouts: Vec<ParamsLayout> = PARAMS
+        .into_iter()
+        .filter(|layout| layout.arena_bins.contains(&bins))
+        .collect();
+    let mut best: Option<(u32, u64, Addr, ParamsLayout)> = None;
+    for segment in module.segments.iter().filter(|segment| segment.writable) {
+        for range in memory.resident(segment.range) {
+            super::for_each_window(memory, range, |start, words| {
+                for at in 0..words.len() {
+                    let addr = start.saturating_add(8 * at as u64);
+                    for layout in &layouts {
+                        let Some(score) = score(snapshot, &words[at..], layout) else {
+                            continue;
+                        };
+                        let distance = addr.0.abs_diff(arenas.main.addr.0);
+                        let is_better = best.is_none_or(|(best_score, best_distance, ..)| {
+                            (score, best_distance) > (best_score, distance)
+                        });
+                        if score >= LOWEST_SCORE && is_better {
+                            best = Some((score, distance, addr, *layout));
+                        }
+                    }
+                }
+            });
+        }
+    }
+    let (_, _, addr, layout) = best?;
+    Params::read(memory, addr, layout)
+}
+
+/// How much `words` look like an `mp_` of this layout; `None` where they cannot be one.
+fn score(snapshot: &Snapshot, words: &[u64], layout: &ParamsLayout) -> Option<u32> {
+    let word = |offset: u64| words.get(usize::try_from(offset / 8).ok()?).copied();
+    let half = |offset: u64| {
+        let word = word(offset)?;
+        Some(if offset.is_multiple_of(8) {
+            word & 0xffff_ffff
+        } else {
+            word >> 32
+        })
+    };
+    // The cheapest and strongest test first: this runs at every word.
+    let mut score = 0;
+    let mut count = |points: u32, holds: bool| score += if holds { points } else { 0 };
+    count(3, half(layout.n_mmaps + 4)? == 65536);
+    count(2, word(TOP_PAD)? == 0x2_0000);
+    count(2, word(ARENA_TEST)? == 8);
+    let threshold = word(MMAP_THRESHOLD)?;
+    count(1, threshold == 0x2_0000);
+    count(
+        1,
+        word(0)? == 0x2_0000 || word(0)? == threshold.wrapping_mul(2),
+    );
+    if let Some(tcache) = layout.tcache {
+        count(2, word(tcache)? == 64);
+        count(2, matches!(word(tcache + 8)?, 1032 | 1041));
+        count(1, matches!(word(tcache + 16)?, 7 | 16));
+    }
+    let n_mmaps = half(layout.n_mmaps)?;
+    let mmapped = word(layout.mmapped_mem)?;
+    let is_possible = n_mmaps <= half(layout.n_mmaps + 8)?
+        && half(layout.n_mmaps + 12)? <= 1
+        && mmapped <= word(layout.mmapped_mem + 8)?
+        && mmapped.is_multiple_of(ALIGNMENT);
+    if !is_possible || score + 5 < LOWEST_SCORE {
+        return None;
+    }
+    let base = Addr(word(layout.sbrk_base)?);
+    Some(
+        score
+            + match snapshot.region_at(base) {
+                Some(region) if region.name == "[heap]" => 5,
+                Some(_) => 1,
+                None => 0,
+            },
+    )
+}
