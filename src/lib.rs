@@ -12,3 +12,5 @@ pub mod snapshot;
 
 pub mod heap;
 pub mod scan;
+
+pub mod report;

@@ -1,0 +1,16 @@
+//! The report as text, familiar to people who know macOS `leaks`.
+
+mod by_type;
+mod escape;
+mod forest;
+mod header;
+mod label;
+mod list;
+mod options;
+mod size;
+mod stack;
+mod tree;
+mod view;
+
+pub use options::{DEFAULT_LIMIT, Layout, Palette, TextOptions};
+pub use view::write;
