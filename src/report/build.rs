@@ -50,7 +50,7 @@ impl Report {
             schema_version: SCHEMA_VERSION,
             rleaks_version: env!("CARGO_PKG_VERSION").to_owned(),
             target: target(&snapshot.process),
-            capture: capture(&snapshot.capture, snapshot.threads.len(), total),
+            capture: capture(&snapshot.capture, snapshot.threads.len() as u64, total),
             zones: zones(heap),
             heap: HeapTotals {
                 blocks: heap.blocks.len() as u64,
@@ -80,7 +80,7 @@ fn target(process: &Process) -> Target {
     }
 }
 
-fn capture(capture: &snapshot::Capture, threads: usize, total: Duration) -> Capture {
+fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Capture {
     Capture {
         taken_at: rfc3339(capture.taken_at),
         method: match capture.method {
@@ -172,4 +172,55 @@ fn summary(leaks: &[Leak]) -> Summary {
         }
     }
     summary
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{clean, heap, leak, leaky, report, snapshot};
+
+    fn describe(_: &scan::Leak) -> Description {
+        Description::default()
+    }
+
+    #[test]
+    fn what_holds_most_comes_first_and_equals_go_by_address() {
+        let leaks = [
+            leak(0, LeakKind::RootLeak, None),
+            leak(3, LeakKind::RootLeak, None),
+            leak(1, LeakKind::RootLeak, None),
+            scan::Leak {
+                held_bytes: 40,
+                ..leak(2, LeakKind::RootLeak, None)
+            },
+        ];
+        let report = report(&heap(&[16, 32, 8, 32]), &leaks, describe);
+        let sizes: Vec<_> = report.leaks.iter().map(|leak| leak.size).collect();
+        assert_eq!(sizes, [8, 32, 32, 16]);
+        assert!(report.leaks[1].address < report.leaks[2].address);
+    }
+
+    #[test]
+    fn a_cycle_counts_once_and_each_of_its_blocks_is_leaked() {
+        let summary = leaky().summary;
+        assert_eq!(summary.root_cycles, 1);
+        assert_eq!(summary.root_leaks, 8);
+        assert_eq!(summary.indirect, 3);
+        assert_eq!(summary.leaked_blocks, 13);
+    }
+
+    #[test]
+    fn leaks_decide_the_exit_status() {
+        assert!(leaky().has_leaks());
+        assert!(!clean().has_leaks());
+    }
+
+    #[test]
+    fn the_pause_of_a_target_that_is_still_stopped_is_not_known() {
+        let mut snapshot = snapshot();
+        snapshot.capture.method = Method::Stream;
+        snapshot.capture.pause = Duration::ZERO;
+        let report = Report::new(&snapshot, &heap(&[]), &[], describe, Duration::ZERO);
+        assert_eq!(report.capture.pause_seconds, None);
+    }
 }

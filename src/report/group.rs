@@ -67,3 +67,41 @@ fn add(group: &mut Group, leak: &Leak) {
     group.held_bytes = group.held_bytes.saturating_add(leak.held_bytes);
     group.leaks.push(leak.address);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{leaky, with_stacks};
+
+    #[test]
+    fn every_leak_is_in_one_group() {
+        for report in [leaky(), with_stacks()] {
+            let mut grouped: Vec<_> = report.groups.iter().flat_map(|g| &g.leaks).collect();
+            let mut leaks: Vec<_> = report.leaks.iter().map(|leak| &leak.address).collect();
+            grouped.sort();
+            leaks.sort();
+            assert_eq!(grouped, leaks);
+        }
+    }
+
+    #[test]
+    fn a_stack_that_allocates_two_types_is_a_group_without_a_type() {
+        let mut leaks = with_stacks().leaks;
+        leaks.retain(|leak| leak.stack == Some(9) && leak.kind == LeakKind::RootLeak);
+        for (leak, name) in leaks.iter_mut().zip(["A", "A", "B", "A"]) {
+            leak.type_name = Some(name.to_owned());
+        }
+        let types = |leaks| groups(leaks)[0].type_name.clone();
+        assert_eq!(types(&leaks[..2]).as_deref(), Some("A"));
+        assert_eq!(types(&leaks[..4]), None);
+        assert_eq!(groups(&leaks).len(), 1);
+    }
+
+    #[test]
+    fn without_stacks_a_zone_of_its_own_is_a_group_of_its_own() {
+        let mut leaks = leaky().leaks;
+        let before = groups(&leaks).len();
+        leaks.last_mut().expect("leaks").zone = 1;
+        assert_eq!(groups(&leaks).len(), before + 1);
+    }
+}

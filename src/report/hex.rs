@@ -84,9 +84,10 @@ mod tests {
 
     #[test]
     fn an_address_is_a_hexadecimal_string_in_json() {
-        let json = serde_json::to_string(&Addr(u64::MAX)).unwrap();
+        let json = serde_json::to_string(&Addr(u64::MAX)).expect("a string");
         assert_eq!(json, "\"0xffffffffffffffff\"");
-        assert_eq!(serde_json::from_str::<Addr>(&json).unwrap(), Addr(u64::MAX));
+        let read: Addr = serde_json::from_str(&json).expect("an address");
+        assert_eq!(read, Addr(u64::MAX));
     }
 
     #[test]

@@ -11,9 +11,7 @@ use super::model::Report;
 /// # Errors
 /// Fails where `out` does.
 pub fn write_pretty(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    write_document(out, |escaped| {
-        serde_json::to_writer_pretty(escaped, report)
-    })
+    write_document(out, |escaped| serde_json::to_writer_pretty(escaped, report))
 }
 
 /// Writes the report as one JSON document on one line, so that a file can have many.
@@ -77,4 +75,58 @@ fn controls(bytes: &[u8]) -> impl Iterator<Item = (usize, Control)> + '_ {
             _ => None,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{clean, leaky, with_stacks, written};
+
+    fn pretty(report: &Report) -> String {
+        written(|out| write_pretty(report, out))
+    }
+
+    fn line(report: &Report) -> String {
+        written(|out| write_line(report, out))
+    }
+
+    #[test]
+    fn the_format_changes_only_on_purpose() {
+        let mut report = with_stacks();
+        report.rleaks_version = "0.1.0".to_owned();
+        report.target.os = "linux".to_owned();
+        report.target.arch = "x86_64".to_owned();
+        insta::assert_snapshot!("document", pretty(&report));
+    }
+
+    #[test]
+    fn a_report_survives_a_round_trip() {
+        for report in [clean(), leaky(), with_stacks()] {
+            for document in [pretty(&report), line(&report)] {
+                let read: Report = serde_json::from_str(&document).expect("a report");
+                assert_eq!(read, report);
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_on_a_line_is_one_line() {
+        let document = line(&with_stacks());
+        assert_eq!(document.find('\n'), Some(document.len() - 1));
+    }
+
+    #[test]
+    fn a_document_has_no_control_characters() {
+        let document = pretty(&leaky());
+        assert!(document.chars().all(|c| c == '\n' || !c.is_control()));
+        assert!(document.contains(r#""\"\u001b[31m\u009b2J\u007f\n\"""#));
+        assert!(document.contains("grüße 漢字"));
+    }
+
+    #[test]
+    fn a_field_that_may_be_null_may_be_missing() {
+        let document = line(&clean()).replace(r#""pid":4242,"#, "");
+        let read: Report = serde_json::from_str(&document).expect("a report");
+        assert_eq!(read.target.pid, None);
+    }
 }

@@ -13,6 +13,8 @@ pub mod text;
 mod time;
 
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod fixture;
 
 pub use build::{Content, Description};

@@ -99,7 +99,7 @@ pub struct Capture {
     /// How long rleaks worked, from its start to this report.
     pub total_seconds: f64,
     /// The number of threads of the target.
-    pub threads: usize,
+    pub threads: u64,
     /// Bytes of the target's memory that the snapshot holds.
     pub memory_bytes: u64,
 }
@@ -178,7 +178,6 @@ pub struct Leak {
     pub parent: Option<Addr>,
     /// The leak below which the block stands in the text's trees: each leak is in exactly one.
     /// Null for a root leak and for the lowest block of a root cycle.
-    #[serde(default)]
     pub tree_parent: Option<Addr>,
     /// The number of leaks that the block, or its root cycle, holds. Neither counts itself.
     pub held_blocks: u64,
@@ -190,7 +189,6 @@ pub struct Leak {
     /// A preview of a string in the block, quoted and escaped.
     pub content: Option<String>,
     /// The length in bytes of the whole string that `content` previews.
-    #[serde(default)]
     pub content_length: Option<u64>,
     /// The id of the stack that allocated the block.
     pub stack: Option<u32>,
@@ -241,7 +239,6 @@ pub struct Frame {
     /// The name of the function.
     pub function: Option<String>,
     /// The distance in bytes from the start of the function.
-    #[serde(default)]
     pub function_offset: Option<u64>,
     /// The source file.
     pub file: Option<String>,

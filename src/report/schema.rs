@@ -30,11 +30,10 @@ fn schema() -> Schema {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::fixture::written;
 
     #[test]
     fn the_schema_changes_only_on_purpose() {
-        let mut out = Vec::new();
-        write_schema(&mut out).unwrap();
-        insta::assert_snapshot!("schema", String::from_utf8(out).unwrap());
+        insta::assert_snapshot!("schema", written(|out| write_schema(out)));
     }
 }

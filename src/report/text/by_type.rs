@@ -22,7 +22,11 @@ pub(super) fn write_table(view: &View<'_>, out: &mut dyn Write) -> io::Result<()
     let rows = rows(view);
     let (shown, left_out) = view.split_at_limit(&rows);
     let title = view.options.palette.title;
-    writeln!(out, "{title}{:>10}  {:>14}  TYPE{title:#}", "COUNT", "BYTES")?;
+    writeln!(
+        out,
+        "{title}{:>10}  {:>14}  TYPE{title:#}",
+        "COUNT", "BYTES"
+    )?;
     for Row { name, totals } in shown {
         writeln!(out, "{:>10}  {:>14}  {name}", totals.blocks, totals.bytes)?;
     }

@@ -48,7 +48,10 @@ pub(super) struct Forest {
 
 impl Forest {
     pub(super) fn new(leaks: &[Leak]) -> Self {
-        let index: FxHashMap<_, _> = (0..).zip(leaks).map(|(i, leak)| (leak.address, i)).collect();
+        let index: FxHashMap<_, _> = (0..)
+            .zip(leaks)
+            .map(|(i, leak)| (leak.address, i))
+            .collect();
         let parents: Vec<_> = leaks
             .iter()
             .map(|leak| index.get(&leak.tree_parent?).copied())
@@ -123,4 +126,56 @@ fn totals(leaks: &[Leak], parents: &[Option<usize>], first_child: &[usize]) -> V
         }
     }
     totals
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::report::fixture::leaky;
+
+    fn leaks(parents: &[Option<u64>]) -> Vec<Leak> {
+        let leak = leaky().leaks.remove(0);
+        let leak = |(i, parent): (u64, &Option<u64>)| Leak {
+            address: Addr(i),
+            size: i + 1,
+            tree_parent: parent.map(Addr),
+            ..leak.clone()
+        };
+        (0..).zip(parents).map(leak).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_trees_have_every_leak_once(
+            picks in prop::collection::vec(prop::option::of(any::<prop::sample::Index>()), 1..50)
+        ) {
+            let parent = |(i, pick): (usize, &Option<prop::sample::Index>)| {
+                pick.filter(|_| i > 0).map(|pick| pick.index(i) as u64)
+            };
+            let parents: Vec<_> = picks.iter().enumerate().map(parent).collect();
+            let leaks = leaks(&parents);
+            let forest = Forest::new(&leaks);
+
+            let mut ahead: Vec<_> = leaks.iter().filter_map(|l| forest.root_at(l.address)).collect();
+            let (mut visited, mut totals, mut expected) = (0, Totals::default(), Totals::default());
+            ahead.iter().for_each(|root| totals.add(forest.totals(*root)));
+            leaks.iter().for_each(|leak| expected.add(Totals::of(leak)));
+            while let Some(leak) = ahead.pop() {
+                visited += 1;
+                ahead.extend(forest.children(leak));
+            }
+            prop_assert_eq!(visited, leaks.len());
+            prop_assert_eq!(totals, expected);
+        }
+    }
+
+    #[test]
+    fn parents_in_a_circle_are_in_no_tree_and_do_no_harm() {
+        let leaks = leaks(&[Some(1), Some(0), Some(2), Some(99)]);
+        let forest = Forest::new(&leaks);
+        let roots: Vec<_> = (0..4).filter_map(|i| forest.root_at(Addr(i))).collect();
+        assert_eq!(roots, [3]);
+    }
 }

@@ -29,7 +29,11 @@ pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<(
 fn write_capture(capture: &Capture, out: &mut dyn Write) -> io::Result<()> {
     let memory = Size(capture.memory_bytes);
     let method = method_name(capture.method);
-    line(out, "Capture:", &format_args!("{method}, {memory}"))?;
+    line(
+        out,
+        "Capture:",
+        &format_args!("{method}, {memory} of memory"),
+    )?;
     if let Some(seconds) = capture.pause_seconds {
         line(out, "Pause:", &Pause { seconds, capture })?;
     }
@@ -131,7 +135,10 @@ pub(super) fn write_totals(
     let nodes = Count(report.heap.blocks, "node", "nodes");
     // A part of a KB counts as one: a heap with blocks in it does not have 0 KB.
     let kilobytes = report.heap.bytes.div_ceil(1024);
-    writeln!(out, "Process {process}: {nodes} malloced for {kilobytes} KB")?;
+    writeln!(
+        out,
+        "Process {process}: {nodes} malloced for {kilobytes} KB"
+    )?;
     let leaks = Count(report.summary.leaked_blocks, "leak", "leaks");
     let bytes = report.summary.leaked_bytes;
     let title = palette.title;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::escape::Escaped;
-use crate::report::{Frame, Leak, Stack};
+use crate::report::{Frame, Stack};
 use crate::scan::LeakKind;
 
 /// The words for a leak that begins a tree, or that is in a root cycle.
@@ -27,11 +27,11 @@ pub(super) enum Label<'a> {
 }
 
 impl<'a> Label<'a> {
-    pub(super) fn of(leak: &'a Leak, stack: Option<&'a Stack>) -> Self {
-        match (&leak.type_name, stack.and_then(allocating_frame)) {
+    pub(super) fn new(type_name: Option<&'a str>, stack: Option<&'a Stack>, size: u64) -> Self {
+        match (type_name, stack.and_then(allocating_frame)) {
             (Some(name), _) => Self::Type(name),
             (None, Some(frame)) => Self::AllocatedIn(frame),
-            (None, None) => Self::Size(leak.size),
+            (None, None) => Self::Size(size),
         }
     }
 }
@@ -137,7 +137,7 @@ mod tests {
             (&["calloc"], "calloc"),
         ] {
             let stack = stack(functions);
-            let frame = allocating_frame(&stack).unwrap();
+            let frame = allocating_frame(&stack).expect("a frame");
             assert_eq!(Place(frame).to_string(), name);
         }
         assert_eq!(allocating_frame(&stack(&[])), None);

@@ -15,7 +15,7 @@ pub(super) fn write_list(view: &View<'_>, out: &mut dyn Write) -> io::Result<()>
     let (shown, left_out) = view.split_at_limit(&view.report.leaks);
     for leak in shown {
         write_leak(view, leak, out)?;
-        if let Some(stack) = view.stack(leak) {
+        if let Some(stack) = view.stack(leak.stack) {
             write_call_stack(leak, stack, out)?;
         }
     }

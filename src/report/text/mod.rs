@@ -12,5 +12,8 @@ mod stack;
 mod tree;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 pub use options::{DEFAULT_LIMIT, Layout, Palette, TextOptions};
 pub use view::write;

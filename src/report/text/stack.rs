@@ -13,7 +13,11 @@ pub(super) fn write_frames(stack: &Stack, out: &mut dyn Write) -> io::Result<()>
     for (number, frame) in stack.frames.iter().enumerate().rev() {
         let module = Escaped(module_name(frame).unwrap_or("???")).to_string();
         let address = frame.address.to_string();
-        write!(out, "{number:<3} {module:<34} {address:>14} {}", Code(frame))?;
+        write!(
+            out,
+            "{number:<3} {module:<34} {address:>14} {}",
+            Code(frame)
+        )?;
         writeln!(out, "{}", Inlined(frame))?;
     }
     Ok(())
@@ -35,7 +39,11 @@ struct Code<'a>(&'a Frame);
 
 impl fmt::Display for Code<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", Place(self.0))?;
+        match (&self.0.function, &self.0.module) {
+            // The place would be the address, which stands before it.
+            (None, None) => f.write_str("???")?,
+            _ => write!(f, "{}", Place(self.0))?,
+        }
         if let (Some(_), Some(offset)) = (&self.0.function, self.0.function_offset) {
             write!(f, " + {offset}")?;
         }

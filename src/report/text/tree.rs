@@ -26,7 +26,8 @@ const INDENT_BELOW_TOTAL: usize = 2;
 const INDENT_OF_LEVEL: usize = 3;
 
 /// The trees that begin with the leaks of a group.
-struct Trees {
+struct Trees<'a> {
+    group: &'a Group,
     /// The leaks they begin with, the one of the largest tree first.
     roots: Vec<usize>,
     totals: Totals,
@@ -47,24 +48,27 @@ pub(super) fn write_groups(view: &View<'_>, out: &mut dyn Write) -> io::Result<(
         }
         writer.write_group(trees, out)?;
     }
+    if !shown.is_empty() && !left_out.is_empty() {
+        writeln!(out)?;
+    }
     write_rest(view, left_out, out)
 }
 
-fn groups_of_trees(view: &View<'_>, forest: &Forest) -> Vec<Trees> {
+fn groups_of_trees<'a>(view: &View<'a>, forest: &Forest) -> Vec<Trees<'a>> {
     let mut groups: Vec<_> = view
         .report
         .groups
         .iter()
         .filter_map(|group| trees_of(group, forest))
         .collect();
-    let address = |trees: &Trees| -> Addr { view.report.leaks[trees.roots[0]].address };
+    let address = |trees: &Trees<'_>| -> Addr { view.report.leaks[trees.roots[0]].address };
     groups.sort_by_key(|trees| (Reverse(trees.totals.bytes), address(trees)));
     groups
 }
 
 /// The trees that begin with leaks of `group`. There may be none: all of its leaks may stand below
 /// others.
-fn trees_of(group: &Group, forest: &Forest) -> Option<Trees> {
+fn trees_of<'a>(group: &'a Group, forest: &Forest) -> Option<Trees<'a>> {
     let addresses = group.leaks.iter();
     let mut roots: Vec<_> = addresses.filter_map(|a| forest.root_at(*a)).collect();
     // Equal ones stay in the report's order, which is by address.
@@ -73,10 +77,14 @@ fn trees_of(group: &Group, forest: &Forest) -> Option<Trees> {
     for root in &roots {
         totals.add(forest.totals(*root));
     }
-    (!roots.is_empty()).then_some(Trees { roots, totals })
+    (!roots.is_empty()).then_some(Trees {
+        group,
+        roots,
+        totals,
+    })
 }
 
-fn write_rest(view: &View<'_>, left_out: &[Trees], out: &mut dyn Write) -> io::Result<()> {
+fn write_rest(view: &View<'_>, left_out: &[Trees<'_>], out: &mut dyn Write) -> io::Result<()> {
     if left_out.is_empty() {
         return Ok(());
     }
@@ -87,7 +95,6 @@ fn write_rest(view: &View<'_>, left_out: &[Trees], out: &mut dyn Write) -> io::R
     let groups = Count(left_out.len() as u64, "more group", "more groups");
     let leaks = Count(totals.blocks, "leak", "leaks");
     let what = format!("{groups} with {leaks} ({})", Size(totals.bytes));
-    writeln!(out)?;
     view.write_left_out(&what, out)
 }
 
@@ -97,7 +104,7 @@ struct TreeWriter<'a> {
 }
 
 impl TreeWriter<'_> {
-    fn write_group(&self, trees: &Trees, out: &mut dyn Write) -> io::Result<()> {
+    fn write_group(&self, trees: &Trees<'_>, out: &mut dyn Write) -> io::Result<()> {
         self.write_group_header(trees, out)?;
         let Totals { blocks, bytes } = trees.totals;
         let mut indent = INDENT;
@@ -115,13 +122,14 @@ impl TreeWriter<'_> {
 
     /// Writes what the trees of a group are, and the stack if they have one. Without a stack the
     /// line says `1 INSTANCE OF` instead of `STACK OF 1 INSTANCE OF`.
-    fn write_group_header(&self, trees: &Trees, out: &mut dyn Write) -> io::Result<()> {
-        let first = &self.view.report.leaks[trees.roots[0]];
-        let stack = self.view.stack(first);
+    fn write_group_header(&self, trees: &Trees<'_>, out: &mut dyn Write) -> io::Result<()> {
+        let size = self.view.report.leaks[trees.roots[0]].size;
+        let group = trees.group;
+        let stack = self.view.stack(group.stack);
         let prefix = if stack.is_some() { "STACK OF " } else { "" };
         let instances = Count(trees.roots.len() as u64, "INSTANCE", "INSTANCES");
-        let kind = kind_name(first.kind);
-        let label = self.view.label(first);
+        let kind = kind_name(group.kind);
+        let label = Label::new(group.type_name.as_deref(), stack, size);
         let title = self.view.options.palette.title;
         writeln!(
             out,
@@ -197,7 +205,11 @@ impl TreeWriter<'_> {
         let note = self.view.options.palette.note;
         let blocks = Count(hidden.blocks, "more block", "more blocks");
         let size = Size(hidden.bytes);
-        writeln!(out, "{:indent$}{note}... {blocks} ({size}) not shown{note:#}", "")
+        writeln!(
+            out,
+            "{:indent$}{note}... {blocks} ({size}) not shown{note:#}",
+            ""
+        )
     }
 
     fn write_more_trees(

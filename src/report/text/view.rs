@@ -57,14 +57,14 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The stack that allocated a leak.
-    pub(super) fn stack(&self, leak: &Leak) -> Option<&'a Stack> {
-        self.stacks.get(&leak.stack?).copied()
+    /// The stack with an id.
+    pub(super) fn stack(&self, id: Option<u32>) -> Option<&'a Stack> {
+        self.stacks.get(&id?).copied()
     }
 
     /// What a leak is called.
     pub(super) fn label(&self, leak: &'a Leak) -> Label<'a> {
-        Label::of(leak, self.stack(leak))
+        Label::new(leak.type_name.as_deref(), self.stack(leak.stack), leak.size)
     }
 
     /// Splits what a layout shows from what the limit leaves out.
@@ -76,6 +76,9 @@ impl<'a> View<'a> {
     /// Writes what the limit leaves out, and how to see it.
     pub(super) fn write_left_out(&self, what: &str, out: &mut dyn Write) -> io::Result<()> {
         let note = self.options.palette.note;
-        writeln!(out, "{note}... {what} not shown; raise --limit to see more{note:#}")
+        writeln!(
+            out,
+            "{note}... {what} not shown; raise --limit to see more{note:#}"
+        )
     }
 }
