@@ -89,7 +89,12 @@ pub(super) fn report(
     describe: impl FnMut(&scan::Leak) -> Description,
 ) -> Report {
     let total = Duration::from_millis(510);
-    Report::new(&snapshot(), heap, leaks, describe, total)
+    let mut report = Report::new(&snapshot(), heap, leaks, describe, total);
+    // The golden outputs are the same for each version and on each machine.
+    report.rleaks_version = "0.1.0".to_owned();
+    report.target.os = "linux".to_owned();
+    report.target.arch = "x86_64".to_owned();
+    report
 }
 
 /// A target with a heap and no leaks.
@@ -263,5 +268,18 @@ pub(super) fn chain(length: u32) -> Report {
             }
         })
         .collect();
+    report(&heap, &leaks, |_| Description::default())
+}
+
+/// A leak that holds `children` blocks of ascending size.
+pub(super) fn wide(children: u32) -> Report {
+    let sizes: Vec<_> = (0..=children).map(|i| u64::from(16 * i + 8)).collect();
+    let heap = heap(&sizes);
+    let mut leaks = vec![scan::Leak {
+        held_blocks: u64::from(children),
+        held_bytes: sizes[1..].iter().sum(),
+        ..leak(0, LeakKind::RootLeak, None)
+    }];
+    leaks.extend((1..=children).map(|block| leak(block, LeakKind::Indirect, Some(0))));
     report(&heap, &leaks, |_| Description::default())
 }

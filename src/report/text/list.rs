@@ -23,7 +23,7 @@ pub(super) fn write_list(view: &View<'_>, out: &mut dyn Write) -> io::Result<()>
 }
 
 fn write_leak(view: &View<'_>, leak: &Leak, out: &mut dyn Write) -> io::Result<()> {
-    write!(out, "Leak: {}  size={}", leak.address, leak.size)?;
+    write!(out, "Leak: {} size={}", leak.address, leak.size)?;
     if let Some(zone) = view.report.zones.iter().find(|zone| zone.id == leak.zone) {
         write!(out, "  zone: {}", Escaped(&zone.name))?;
     }

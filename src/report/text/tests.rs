@@ -1,5 +1,5 @@
 use super::*;
-use crate::report::fixture::{chain, clean, leaky, with_stacks, written};
+use crate::report::fixture::{chain, clean, leaky, wide, with_stacks, written};
 use crate::report::{Report, json};
 
 fn text(report: &Report, options: &TextOptions) -> String {
@@ -104,14 +104,11 @@ fn no_string_of_the_target_sends_control_characters() {
         frame.file = Some(evil.to_owned());
     }
     for layout in [Layout::Trees, Layout::List, Layout::Types] {
-        let quiet = false;
-        let text = text(
-            &report,
-            &TextOptions {
-                quiet,
-                ..super::tests::quiet(layout)
-            },
-        );
+        let options = TextOptions {
+            quiet: false,
+            ..quiet(layout)
+        };
+        let text = text(&report, &options);
         let allowed = |c: &char| matches!(c, '\n' | '\t');
         let sent = text.chars().find(|c| c.is_control() && !allowed(c));
         assert_eq!(sent, None, "{text:?}");
@@ -148,4 +145,9 @@ fn a_leaked_list_of_a_million_blocks_is_cut_and_needs_little_stack() {
         writer.expect("a thread").join().expect("a text")
     });
     insta::assert_snapshot!("chain", text);
+}
+
+#[test]
+fn a_leak_that_holds_many_shows_the_largest() {
+    insta::assert_snapshot!("wide", text(&wide(30), &quiet(Layout::Trees)));
 }
