@@ -1,7 +1,13 @@
 //! Leaks: blocks that no root reaches, and what each of them holds.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// What a leaked block is to the other leaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum LeakKind {
     /// No leak references it.
     RootLeak,

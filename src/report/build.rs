@@ -1,0 +1,226 @@
+//! From leaks as the scan found them to the report.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use super::group::groups;
+use super::model::{
+    Capture, CaptureMethod, HeapTotals, Leak, Report, SCHEMA_VERSION, StackLog, Summary, Target,
+    TargetKind, Zone,
+};
+use super::time::rfc3339;
+use crate::addr::Addr;
+use crate::heap::{Block, Heap};
+use crate::scan::{self, LeakKind};
+use crate::snapshot::{self, Method, Process, Snapshot};
+
+/// What is known about the inside of a leaked block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// The type of what is in it, such as a C++ class.
+    pub type_name: Option<String>,
+    /// The string in it.
+    pub content: Option<Content>,
+}
+
+/// A string in a leaked block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// The length in bytes of the whole string.
+    pub length: u64,
+    /// The string, or its beginning, quoted and escaped: `"hello\n"`.
+    pub text: String,
+}
+
+impl Report {
+    /// Builds the report of `leaks`, which name blocks of `heap`. `describe` is asked once for
+    /// each leak. `total` is how long rleaks has worked.
+    ///
+    /// The warnings are the snapshot's: add to `warnings` what later steps could not do.
+    #[must_use]
+    pub fn new(
+        snapshot: &Snapshot,
+        heap: &Heap,
+        leaks: &[scan::Leak],
+        describe: impl FnMut(&scan::Leak) -> Description,
+        total: Duration,
+    ) -> Self {
+        let leaks = sorted_leaks(heap, leaks, describe);
+        Self {
+            schema_version: SCHEMA_VERSION,
+            rleaks_version: env!("CARGO_PKG_VERSION").to_owned(),
+            target: target(&snapshot.process),
+            capture: capture(&snapshot.capture, snapshot.threads.len() as u64, total),
+            zones: zones(heap),
+            heap: HeapTotals {
+                blocks: heap.blocks.len() as u64,
+                bytes: heap.bytes(),
+            },
+            summary: summary(&leaks),
+            groups: groups(&leaks),
+            leaks,
+            stacks: Vec::new(),
+            stack_log: StackLog::default(),
+            warnings: snapshot.warnings.clone(),
+        }
+    }
+}
+
+fn target(process: &Process) -> Target {
+    Target {
+        kind: TargetKind::Process,
+        pid: Some(process.pid),
+        name: process.name.clone(),
+        executable: process.executable.clone(),
+        command_line: process.command_line.clone(),
+        // A living process runs on this machine, and only processes of our own word size are read.
+        os: std::env::consts::OS.to_owned(),
+        arch: std::env::consts::ARCH.to_owned(),
+        pointer_size: usize::BITS / 8,
+    }
+}
+
+fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Capture {
+    Capture {
+        taken_at: rfc3339(capture.taken_at),
+        method: match capture.method {
+            Method::Copy => CaptureMethod::Copy,
+            Method::Stream => CaptureMethod::Stream,
+        },
+        stops: capture.stops,
+        pause_seconds: known_pause(capture).map(|pause| pause.as_secs_f64()),
+        longest_pause_seconds: capture.longest_pause.as_secs_f64(),
+        total_seconds: total.as_secs_f64(),
+        threads,
+        memory_bytes: capture.memory_bytes,
+    }
+}
+
+/// The sum of all stops, or `None` while a target that is read in place has not run again.
+fn known_pause(capture: &snapshot::Capture) -> Option<Duration> {
+    let still_stopped = capture.method == Method::Stream && capture.pause.is_zero();
+    (!still_stopped).then_some(capture.pause)
+}
+
+fn zones(heap: &Heap) -> Vec<Zone> {
+    (0..)
+        .zip(&heap.zones)
+        .map(|(id, zone)| Zone {
+            id,
+            name: zone.name.clone(),
+            allocator: zone.allocator.clone(),
+            blocks: zone.blocks,
+            bytes: zone.bytes,
+        })
+        .collect()
+}
+
+fn sorted_leaks(
+    heap: &Heap,
+    leaks: &[scan::Leak],
+    mut describe: impl FnMut(&scan::Leak) -> Description,
+) -> Vec<Leak> {
+    let block = |leak: &scan::Leak| heap.blocks[leak.block as usize];
+    let mut order: Vec<&scan::Leak> = leaks.iter().collect();
+    order.sort_by_cached_key(|leak| {
+        let Block { start, size } = block(leak);
+        (Reverse(size.saturating_add(leak.held_bytes)), start)
+    });
+    order
+        .into_iter()
+        .map(|leak| reported(heap, leak, describe(leak)))
+        .collect()
+}
+
+fn reported(heap: &Heap, leak: &scan::Leak, description: Description) -> Leak {
+    let start_of = |block: u32| -> Addr { heap.blocks[block as usize].start };
+    let Block { start, size } = heap.blocks[leak.block as usize];
+    let (content_length, content) = description
+        .content
+        .map(|content| (content.length, content.text))
+        .unzip();
+    Leak {
+        address: start,
+        size,
+        requested: None,
+        // A walker names the zone of every address that it has blocks at. Should it not, a zone
+        // that is wrong is better than no report: no leak depends on it.
+        zone: heap.zone_at(start).unwrap_or(0),
+        kind: leak.kind,
+        parent: leak.parent.map(start_of),
+        tree_parent: leak.tree_parent.map(start_of),
+        held_blocks: leak.held_blocks,
+        held_bytes: leak.held_bytes,
+        type_name: description.type_name,
+        content,
+        content_length,
+        stack: None,
+        thread: None,
+    }
+}
+
+fn summary(leaks: &[Leak]) -> Summary {
+    let mut summary = Summary::default();
+    for leak in leaks {
+        summary.leaked_blocks += 1;
+        summary.leaked_bytes = summary.leaked_bytes.saturating_add(leak.size);
+        match leak.kind {
+            LeakKind::RootLeak => summary.root_leaks += 1,
+            // The lowest block stands for the cycle.
+            LeakKind::RootCycle => summary.root_cycles += u64::from(leak.tree_parent.is_none()),
+            LeakKind::Indirect => summary.indirect += 1,
+        }
+    }
+    summary
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture::{clean, heap, leak, leaky, report, snapshot};
+
+    fn describe(_: &scan::Leak) -> Description {
+        Description::default()
+    }
+
+    #[test]
+    fn what_holds_most_comes_first_and_equals_go_by_address() {
+        let leaks = [
+            leak(0, LeakKind::RootLeak, None),
+            leak(3, LeakKind::RootLeak, None),
+            leak(1, LeakKind::RootLeak, None),
+            scan::Leak {
+                held_bytes: 40,
+                ..leak(2, LeakKind::RootLeak, None)
+            },
+        ];
+        let report = report(&heap(&[16, 32, 8, 32]), &leaks, describe);
+        let sizes: Vec<_> = report.leaks.iter().map(|leak| leak.size).collect();
+        assert_eq!(sizes, [8, 32, 32, 16]);
+        assert!(report.leaks[1].address < report.leaks[2].address);
+    }
+
+    #[test]
+    fn a_cycle_counts_once_and_each_of_its_blocks_is_leaked() {
+        let summary = leaky().summary;
+        assert_eq!(summary.root_cycles, 1);
+        assert_eq!(summary.root_leaks, 8);
+        assert_eq!(summary.indirect, 3);
+        assert_eq!(summary.leaked_blocks, 13);
+    }
+
+    #[test]
+    fn leaks_decide_the_exit_status() {
+        assert!(leaky().has_leaks());
+        assert!(!clean().has_leaks());
+    }
+
+    #[test]
+    fn the_pause_of_a_target_that_is_still_stopped_is_not_known() {
+        let mut snapshot = snapshot();
+        snapshot.capture.method = Method::Stream;
+        snapshot.capture.pause = Duration::ZERO;
+        let report = Report::new(&snapshot, &heap(&[]), &[], describe, Duration::ZERO);
+        assert_eq!(report.capture.pause_seconds, None);
+    }
+}

@@ -1,0 +1,26 @@
+//! The report: the one result type, its grouping, and one writer per output format.
+//!
+//! [`Report`] is exactly what `rleaks --json` writes, and the text is made from nothing else, so a
+//! report that was read back from JSON prints the same text.
+
+mod build;
+mod group;
+mod hex;
+pub mod json;
+mod model;
+mod schema;
+pub mod text;
+mod time;
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+mod fixture;
+
+pub use build::{Content, Description};
+pub use hex::Offset;
+pub use model::{
+    Capture, CaptureMethod, Frame, Group, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack,
+    StackLog, StackLogMode, Summary, Target, TargetKind, Zone,
+};
+pub use schema::write_schema;

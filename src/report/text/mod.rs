@@ -1,0 +1,19 @@
+//! The report as text, familiar to people who know macOS `leaks`.
+
+mod by_type;
+mod escape;
+mod forest;
+mod header;
+mod label;
+mod list;
+mod options;
+mod size;
+mod stack;
+mod tree;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use options::{DEFAULT_LIMIT, Layout, Palette, TextOptions};
+pub use view::write;

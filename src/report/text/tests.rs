@@ -1,0 +1,153 @@
+use super::*;
+use crate::report::fixture::{chain, clean, leaky, wide, with_stacks, written};
+use crate::report::{Report, json};
+
+fn text(report: &Report, options: &TextOptions) -> String {
+    written(|out| write(report, options, out))
+}
+
+fn quiet(layout: Layout) -> TextOptions {
+    TextOptions {
+        layout,
+        quiet: true,
+        ..TextOptions::default()
+    }
+}
+
+#[test]
+fn a_clean_process_has_two_lines_below_its_header() {
+    insta::assert_snapshot!("clean", text(&clean(), &TextOptions::default()));
+}
+
+#[test]
+fn leaks_without_stacks_are_grouped_by_what_they_look_like() {
+    insta::assert_snapshot!("leaky", text(&leaky(), &TextOptions::default()));
+}
+
+#[test]
+fn leaks_with_stacks_are_grouped_by_stack() {
+    insta::assert_snapshot!("with_stacks", text(&with_stacks(), &quiet(Layout::Trees)));
+}
+
+#[test]
+fn a_list_has_one_entry_for_each_leak() {
+    insta::assert_snapshot!("list", text(&leaky(), &quiet(Layout::List)));
+    insta::assert_snapshot!(
+        "list_with_stacks",
+        text(&with_stacks(), &quiet(Layout::List))
+    );
+}
+
+#[test]
+fn a_table_has_one_line_for_each_type() {
+    insta::assert_snapshot!("types", text(&leaky(), &quiet(Layout::Types)));
+    insta::assert_snapshot!(
+        "types_with_stacks",
+        text(&with_stacks(), &quiet(Layout::Types))
+    );
+}
+
+#[test]
+fn what_the_limit_leaves_out_is_counted() {
+    for (layout, note) in [
+        (Layout::Trees, "2 more groups with 10 leaks (272 bytes)"),
+        (Layout::List, "12 more leaks (416 bytes)"),
+        (Layout::Types, "3 more types with 5 leaks (288 bytes)"),
+    ] {
+        let limit = Some(1);
+        let text = text(
+            &leaky(),
+            &TextOptions {
+                limit,
+                ..quiet(layout)
+            },
+        );
+        let note = format!("... {note} not shown; raise --limit to see more\n");
+        assert!(text.contains(&note), "{text}");
+    }
+}
+
+#[test]
+fn colours_change_nothing_but_colours() {
+    let palette = Palette::colored();
+    for report in [leaky(), with_stacks()] {
+        for layout in [Layout::Trees, Layout::List, Layout::Types] {
+            let plain = text(&report, &quiet(layout));
+            let colored = text(
+                &report,
+                &TextOptions {
+                    palette,
+                    ..quiet(layout)
+                },
+            );
+            assert_ne!(colored, plain);
+            assert_eq!(anstream::adapter::strip_str(&colored).to_string(), plain);
+        }
+    }
+}
+
+#[test]
+fn no_string_of_the_target_sends_control_characters() {
+    let evil = "\u{1b}[2J\u{9b}1m\u{7f}\n\u{202e}";
+    let mut report = with_stacks();
+    report.target.name = evil.to_owned();
+    report.target.executable = evil.to_owned();
+    report.zones[0].name = evil.to_owned();
+    report.warnings[0].message = evil.to_owned();
+    for leak in &mut report.leaks {
+        leak.type_name = Some(evil.to_owned());
+        leak.content = Some(evil.to_owned());
+    }
+    for frame in report.stacks.iter_mut().flat_map(|s| &mut s.frames) {
+        frame.module = Some(evil.to_owned());
+        frame.function = Some(evil.to_owned());
+        frame.file = Some(evil.to_owned());
+    }
+    for layout in [Layout::Trees, Layout::List, Layout::Types] {
+        let options = TextOptions {
+            quiet: false,
+            ..quiet(layout)
+        };
+        let text = text(&report, &options);
+        let allowed = |c: &char| matches!(c, '\n' | '\t');
+        let sent = text.chars().find(|c| c.is_control() && !allowed(c));
+        assert_eq!(sent, None, "{text:?}");
+        assert!(text.contains("\\u{1b}[2J") && !text.contains('\u{202e}'));
+    }
+}
+
+#[test]
+fn a_report_from_json_prints_the_same_text() {
+    let report = with_stacks();
+    let document = written(|out| json::write_line(&report, out));
+    let read: Report = serde_json::from_str(&document).expect("a report");
+    let options = TextOptions::default();
+    assert_eq!(text(&read, &options), text(&report, &options));
+}
+
+#[test]
+fn what_is_held_by_a_leak_outside_the_report_begins_a_tree() {
+    let mut report = leaky();
+    report.leaks.retain(|leak| leak.size != 80);
+    let text = text(&report, &quiet(Layout::Trees));
+    assert!(
+        text.contains("1 INSTANCE OF 'INDIRECT LEAK: <malloc<64>>':"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_leaked_list_of_a_million_blocks_is_cut_and_needs_little_stack() {
+    let report = chain(1_000_000);
+    let text = std::thread::scope(|scope| {
+        let small = std::thread::Builder::new().stack_size(128 << 10);
+        let writer = small.spawn_scoped(scope, || text(&report, &quiet(Layout::Trees)));
+        writer.expect("a thread").join().expect("a text")
+    });
+    insta::assert_snapshot!("chain", text);
+}
+
+#[test]
+fn a_leak_that_holds_many_shows_the_largest() {
+    insta::assert_snapshot!("wide", text(&wide(30), &quiet(Layout::Trees)));
+}

@@ -1,0 +1,238 @@
+//! Trees of leaks, those that are alike together.
+
+use std::cmp::Reverse;
+use std::io::{self, Write};
+
+use super::forest::{Forest, Totals};
+use super::label::{Label, kind_name};
+use super::list::Preview;
+use super::size::{Count, Size};
+use super::stack;
+use super::view::View;
+use crate::addr::Addr;
+use crate::report::{Group, Leak};
+use crate::scan::LeakKind;
+
+/// How many trees of a group are shown.
+const MAX_INSTANCES: usize = 5;
+/// How many lines of a tree are shown.
+const MAX_LINES: u64 = 20;
+/// How many levels of a tree are shown.
+const MAX_DEPTH: usize = 12;
+
+/// The indentation of a group's trees, and that of each level below.
+const INDENT: usize = 4;
+const INDENT_BELOW_TOTAL: usize = 2;
+const INDENT_OF_LEVEL: usize = 3;
+
+/// The trees that begin with the leaks of a group.
+struct Trees<'a> {
+    group: &'a Group,
+    /// The leaks they begin with, the one of the largest tree first.
+    roots: Vec<usize>,
+    totals: Totals,
+}
+
+/// Writes the groups whose leaks begin trees, those with the largest trees first.
+///
+/// A tree is cut where it would tell a person no more. What is cut is counted, so that nothing is
+/// left out in silence.
+pub(super) fn write_groups(view: &View<'_>, out: &mut dyn Write) -> io::Result<()> {
+    let forest = Forest::new(&view.report.leaks);
+    let groups = groups_of_trees(view, &forest);
+    let (shown, left_out) = view.split_at_limit(&groups);
+    let writer = TreeWriter { view, forest };
+    for (number, trees) in shown.iter().enumerate() {
+        if number > 0 {
+            writeln!(out)?;
+        }
+        writer.write_group(trees, out)?;
+    }
+    if !shown.is_empty() && !left_out.is_empty() {
+        writeln!(out)?;
+    }
+    write_rest(view, left_out, out)
+}
+
+fn groups_of_trees<'a>(view: &View<'a>, forest: &Forest) -> Vec<Trees<'a>> {
+    let mut groups: Vec<_> = view
+        .report
+        .groups
+        .iter()
+        .filter_map(|group| trees_of(group, forest))
+        .collect();
+    let address = |trees: &Trees<'_>| -> Addr { view.report.leaks[trees.roots[0]].address };
+    groups.sort_by_key(|trees| (Reverse(trees.totals.bytes), address(trees)));
+    groups
+}
+
+/// The trees that begin with leaks of `group`. There may be none: all of its leaks may stand below
+/// others.
+fn trees_of<'a>(group: &'a Group, forest: &Forest) -> Option<Trees<'a>> {
+    let addresses = group.leaks.iter();
+    let mut roots: Vec<_> = addresses.filter_map(|a| forest.root_at(*a)).collect();
+    // Equal ones stay in the report's order, which is by address.
+    roots.sort_by_key(|root| Reverse(forest.totals(*root).bytes));
+    let mut totals = Totals::default();
+    for root in &roots {
+        totals.add(forest.totals(*root));
+    }
+    (!roots.is_empty()).then_some(Trees {
+        group,
+        roots,
+        totals,
+    })
+}
+
+fn write_rest(view: &View<'_>, left_out: &[Trees<'_>], out: &mut dyn Write) -> io::Result<()> {
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    let mut totals = Totals::default();
+    for trees in left_out {
+        totals.add(trees.totals);
+    }
+    let groups = Count(left_out.len() as u64, "more group", "more groups");
+    let leaks = Count(totals.blocks, "leak", "leaks");
+    let what = format!("{groups} with {leaks} ({})", Size(totals.bytes));
+    view.write_left_out(&what, out)
+}
+
+struct TreeWriter<'a> {
+    view: &'a View<'a>,
+    forest: Forest,
+}
+
+impl TreeWriter<'_> {
+    fn write_group(&self, trees: &Trees<'_>, out: &mut dyn Write) -> io::Result<()> {
+        self.write_group_header(trees, out)?;
+        let Totals { blocks, bytes } = trees.totals;
+        let mut indent = INDENT;
+        if trees.roots.len() > 1 {
+            let size = Size(bytes);
+            writeln!(out, "{:indent$}{blocks} ({size}) << TOTAL >>", "")?;
+            indent += INDENT_BELOW_TOTAL;
+        }
+        let (shown, left_out) = trees.roots.split_at(MAX_INSTANCES.min(trees.roots.len()));
+        for root in shown {
+            self.write_tree(*root, indent, out)?;
+        }
+        self.write_more_trees(left_out, indent, out)
+    }
+
+    /// Writes what the trees of a group are, and the stack if they have one. Without a stack the
+    /// line says `1 INSTANCE OF` instead of `STACK OF 1 INSTANCE OF`.
+    fn write_group_header(&self, trees: &Trees<'_>, out: &mut dyn Write) -> io::Result<()> {
+        let size = self.view.report.leaks[trees.roots[0]].size;
+        let group = trees.group;
+        let stack = self.view.stack(group.stack);
+        let prefix = if stack.is_some() { "STACK OF " } else { "" };
+        let instances = Count(trees.roots.len() as u64, "INSTANCE", "INSTANCES");
+        let kind = kind_name(group.kind);
+        let label = Label::new(group.type_name.as_deref(), stack, size);
+        let title = self.view.options.palette.title;
+        writeln!(
+            out,
+            "{title}{prefix}{instances} OF '{kind}: <{label}>':{title:#}"
+        )?;
+        if let Some(stack) = stack {
+            stack::write_frames(stack, out)?;
+            writeln!(out, "====")?;
+        }
+        Ok(())
+    }
+
+    /// Writes a tree from the top, the largest branch first, until it has enough lines.
+    fn write_tree(&self, root: usize, indent: usize, out: &mut dyn Write) -> io::Result<()> {
+        let mut shown = Totals::default();
+        let mut ahead = vec![(root, 0)];
+        while let Some((node, depth)) = ahead.pop()
+            && shown.blocks < MAX_LINES
+        {
+            self.write_node(node, depth == 0, indent + depth * INDENT_OF_LEVEL, out)?;
+            shown.add(Totals::of(&self.view.report.leaks[node]));
+            if depth + 1 < MAX_DEPTH {
+                let children = self.children_smallest_first(node);
+                ahead.extend(children.into_iter().map(|child| (child, depth + 1)));
+            }
+        }
+        let hidden = self.forest.totals(root).without(shown);
+        self.write_hidden(hidden, indent + INDENT_OF_LEVEL, out)
+    }
+
+    fn children_smallest_first(&self, node: usize) -> Vec<usize> {
+        let mut children = self.forest.children(node).to_vec();
+        children.sort_by_key(|child| {
+            let address = self.view.report.leaks[*child].address;
+            (self.forest.totals(*child).bytes, Reverse(address))
+        });
+        children
+    }
+
+    /// Writes `COUNT (SIZE) ROOT LEAK: <TYPE ADDRESS> [BYTES]  length: N  "content"`.
+    fn write_node(
+        &self,
+        node: usize,
+        is_root: bool,
+        indent: usize,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        let leak = &self.view.report.leaks[node];
+        let Totals { blocks, bytes } = self.forest.totals(node);
+        write!(out, "{:indent$}{blocks} ({}) ", "", Size(bytes))?;
+        if is_root || leak.kind == LeakKind::RootCycle {
+            let style = self.view.options.palette.kind;
+            write!(out, "{style}{}:{style:#} ", kind_name(leak.kind))?;
+        }
+        self.write_name(leak, out)?;
+        let style = self.view.options.palette.content;
+        writeln!(out, " [{}]{style}{}{style:#}", leak.size, Preview(leak))
+    }
+
+    /// Writes `<TYPE ADDRESS>`, or the address alone where nothing is known but the size, which
+    /// follows anyway.
+    fn write_name(&self, leak: &Leak, out: &mut dyn Write) -> io::Result<()> {
+        match self.view.label(leak) {
+            Label::Size(_) => write!(out, "{}", leak.address),
+            label => write!(out, "<{label} {}>", leak.address),
+        }
+    }
+
+    fn write_hidden(&self, hidden: Totals, indent: usize, out: &mut dyn Write) -> io::Result<()> {
+        if hidden.blocks == 0 {
+            return Ok(());
+        }
+        let note = self.view.options.palette.note;
+        let blocks = Count(hidden.blocks, "more block", "more blocks");
+        let size = Size(hidden.bytes);
+        writeln!(
+            out,
+            "{:indent$}{note}... {blocks} ({size}) not shown{note:#}",
+            ""
+        )
+    }
+
+    fn write_more_trees(
+        &self,
+        roots: &[usize],
+        indent: usize,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let mut totals = Totals::default();
+        for root in roots {
+            totals.add(self.forest.totals(*root));
+        }
+        let note = self.view.options.palette.note;
+        let instances = Count(roots.len() as u64, "more instance", "more instances");
+        let blocks = Count(totals.blocks, "block", "blocks");
+        let size = Size(totals.bytes);
+        writeln!(
+            out,
+            "{:indent$}{note}... {instances} with {blocks} ({size}) not shown{note:#}",
+            ""
+        )
+    }
+}
