@@ -1,0 +1,3 @@
+//! Linux: /proc.
+
+pub(super) mod processes;
