@@ -14,3 +14,5 @@ pub mod platform;
 
 pub mod heap;
 pub mod scan;
+
+pub mod cli;
