@@ -226,7 +226,10 @@ fn newest_oldest_and_all_choose_by_start() {
     // Two processes of the same clock tick are ordered by pid.
     let [newest, oldest] = [meant("--newest"), meant("--oldest")];
     assert_ne!(newest, oldest);
-    assert_eq!(newest.iter().chain(&oldest).filter(|meant| **meant).count(), 2);
+    assert_eq!(
+        newest.iter().chain(&oldest).filter(|meant| **meant).count(),
+        2
+    );
 }
 
 #[test]

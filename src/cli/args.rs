@@ -160,7 +160,7 @@ pub(crate) struct ScanArgs {
     /// How to keep the target's memory.
     #[arg(long, value_name = "HOW", default_value = "copy")]
     pub(crate) snapshot: SnapshotMethod,
-    /// Use this many threads [default: one per processor].
+    /// Use this many threads, instead of one per processor.
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 }

@@ -53,3 +53,25 @@ fn message(info: &PanicHookInfo<'_>) -> String {
         None => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::take_hook;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn the_first_panic_is_kept_on_whichever_thread_it_strikes() {
+        let usual = take_hook();
+        let result = catch(|| {
+            let failed = thread::spawn(|| panic!("the {} one", "first")).join();
+            assert!(failed.is_ok(), "the second one");
+        });
+        assert_eq!(catch(|| 7).ok(), Some(7));
+        set_hook(usual);
+        let message = result.expect_err("a panic").message;
+        let expected = format!("the first one at {}:", file!());
+        assert!(message.starts_with(&expected), "{message}");
+    }
+}
