@@ -7,7 +7,7 @@ use super::process::{ProcessInfo, ProcessState};
 /// A process has up to three names: the one that the kernel keeps for it, the last part of its
 /// executable's path, and the last part of its first argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rank {
+enum Rank {
     /// One of its names is the word.
     Exact,
     /// One of them is, if case does not count.

@@ -10,7 +10,7 @@ mod process;
 #[cfg(target_os = "linux")]
 mod linux;
 
-pub use find::{Choice, FindError, Rank, find_by_name, find_by_pid};
+pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::processes::{process, processes};
 pub use process::{ProcessInfo, ProcessState, user_name};
