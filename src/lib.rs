@@ -16,3 +16,4 @@ pub mod heap;
 pub mod scan;
 
 pub mod report;
+pub mod cli;

@@ -1,9 +1,18 @@
 //! The operating system: finding, stopping, capturing and releasing a process.
 //!
-//! This and the recorder are the only parts of rleaks that make system calls.
+//! Only this folder and the preload recorder speak to the operating system. What one of two
+//! systems does in its own way is a module of the same name in `linux/` (later `macos/`), chosen
+//! here and nowhere else.
 
+mod find;
 #[cfg(target_os = "linux")]
 mod linux;
+mod process;
 
+pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
-pub use linux::*;
+pub use linux::{
+    CaptureError, Stopped, Survey, SuspendError, Target, holds_a_stopped_target, interrupt_flag,
+    process, processes,
+};
+pub use process::{ProcessInfo, ProcessState, user_name};

@@ -7,6 +7,7 @@ mod limits;
 mod pagemap;
 mod plan;
 mod process_memory;
+mod processes;
 mod procfs;
 mod ptrace;
 mod regions;
@@ -16,4 +17,5 @@ mod suspend;
 
 pub use capture::{CaptureError, Stopped, Survey, Target};
 pub use job_control::interrupt_flag;
+pub use processes::{process, processes};
 pub use suspend::{SuspendError, holds_a_stopped_target};

@@ -1,0 +1,364 @@
+//! What can be typed, and the help that says so.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::Shell;
+
+use crate::platform::Choice;
+use crate::scan::RootKind;
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  no leaks were found; of a command that looks for none: it did its work
+  1  leaks were found
+  2  rleaks could not do its work; standard error says why, and what to do about it";
+
+const EXAMPLES: &str = "\
+Examples:
+  rleaks 1234                       scan process 1234
+  rleaks mono-sgen                  scan the process of that name
+  rleaks --name app --all --json    scan each process of that name; one JSON document a line
+  rleaks 1234 --list --no-content   one line per leak, and nothing of what memory holds
+  rleaks demo                       scan a small leaky program, to see what a report looks like";
+
+/// Find leaked heap memory in a running process, without restarting or rebuilding it.
+///
+/// The process is stopped for a moment, its memory is copied, and it goes on; nothing runs in it
+/// and nothing in it is written. Every aligned word in its globals, stacks, registers and in every
+/// block that these reach counts as a reference. A live block that nothing references is a leak.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rleaks",
+    version,
+    arg_required_else_help = true,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    max_term_width = 100,
+    after_help = EXIT_STATUS,
+    after_long_help = format!("{EXAMPLES}\n\n{EXIT_STATUS}"),
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) leaks: LeaksArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Scan a small program that leaks on purpose, to see what a report looks like.
+    #[command(after_help = "Example:\n  rleaks demo")]
+    Demo,
+    /// List the zones of a process's heap; in JSON, its live blocks too.
+    #[command(after_help = "Example:\n  rleaks heap 1234 --json=heap.json")]
+    Heap(HeapArgs),
+    /// Print the JSON Schema of the report that --json writes.
+    #[command(after_help = "Example:\n  rleaks schema > rleaks.schema.json")]
+    Schema,
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  rleaks completions bash > \
+                            ~/.local/share/bash-completion/completions/rleaks")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    #[command(after_help = "Example:\n  rleaks man > ~/.local/share/man/man1/rleaks.1")]
+    Man,
+    /// Leak on purpose, then wait until standard input is closed.
+    #[command(hide = true)]
+    DemoTarget,
+}
+
+/// Finding leaks: what to scan, how, and what to print.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LeaksArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    #[command(flatten)]
+    pub(crate) scan: ScanArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// The heap command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HeapArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// Write the heap as JSON to standard output or, with =FILE, to a file.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "-", value_hint = ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// What to scan.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TargetArgs {
+    #[command(flatten)]
+    pub(crate) which: WhichArgs,
+    /// Of several processes with that name, scan the one that was started last.
+    #[arg(long, conflicts_with_all = ["oldest", "all"], help_heading = "Target")]
+    newest: bool,
+    /// Of several processes with that name, scan the one that was started first.
+    #[arg(long, conflicts_with = "all", help_heading = "Target")]
+    oldest: bool,
+    /// Scan each process with that name, and print a report for each.
+    #[arg(long, help_heading = "Target")]
+    all: bool,
+}
+
+/// The one word that names the target.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct WhichArgs {
+    /// The process to scan: its pid, or its name.
+    ///
+    /// Digits are a pid; --name takes a name of digits. A word with a slash in it, or the name of
+    /// a core file in this directory, is a file, which is not supported yet.
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: Option<String>,
+    /// Scan the process named NAME, whatever it looks like.
+    ///
+    /// A process has up to three names: what the kernel shows for it, the last part of its
+    /// executable's path, and the last part of its first argument. An exact match beats one that
+    /// differs in case, that beats a prefix, and that beats a part; prefixes and parts ignore
+    /// case. rleaks itself and the processes that started it are never meant.
+    #[arg(long, value_name = "NAME", help_heading = "Target")]
+    pub(crate) name: Option<String>,
+}
+
+impl TargetArgs {
+    /// Which of several processes of the name is meant.
+    pub(crate) fn choice(&self) -> Choice {
+        match (self.newest, self.oldest, self.all) {
+            (true, _, _) => Choice::Newest,
+            (_, true, _) => Choice::Oldest,
+            (_, _, true) => Choice::All,
+            _ => Choice::Only,
+        }
+    }
+}
+
+/// How to scan.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Scan")]
+pub(crate) struct ScanArgs {
+    /// Leave out these classes of roots: what only they reference is reported as leaked.
+    #[arg(
+        long,
+        value_name = "CLASS",
+        value_delimiter = ',',
+        require_equals = true
+    )]
+    pub(crate) no_roots: Vec<RootClass>,
+    /// Look for references at every byte, not only at multiples of the pointer size.
+    #[arg(long)]
+    pub(crate) unaligned: bool,
+    /// How to keep the target's memory.
+    #[arg(long, value_name = "HOW", default_value = "copy")]
+    pub(crate) snapshot: SnapshotMethod,
+    /// Use this many threads, instead of one per processor.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+/// What to print, and where.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// Write the report as JSON to standard output or, with =FILE, to a file.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "-", value_hint = ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+    /// Print one line per leak, without groups and trees.
+    #[arg(long, conflicts_with_all = ["json", "group_by_type"])]
+    pub(crate) list: bool,
+    /// Print one group per type instead of one per stack and type.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) group_by_type: bool,
+    /// Print at most N groups, the largest ones.
+    #[arg(long, value_name = "N", conflicts_with = "json")]
+    pub(crate) limit: Option<usize>,
+    /// Leave out what the leaked blocks contain.
+    #[arg(long)]
+    pub(crate) no_content: bool,
+    /// Leave out the header of the report, and show no progress.
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Show on standard error what is done and how long it takes.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+    /// When to use colours.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+}
+
+/// A class of roots, as it is typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RootClass {
+    /// Writable data of the program and its libraries.
+    Globals,
+    /// The live parts of the threads' stacks.
+    Stacks,
+    /// Thread-local storage.
+    Tls,
+    /// The threads' general and vector registers.
+    Registers,
+    /// Values that the kernel holds for the process.
+    Kernel,
+    /// Other writable memory that no allocator owns.
+    Other,
+}
+
+impl From<RootClass> for RootKind {
+    fn from(class: RootClass) -> Self {
+        match class {
+            RootClass::Globals => Self::Globals,
+            RootClass::Stacks => Self::Stacks,
+            RootClass::Tls => Self::Tls,
+            RootClass::Registers => Self::Registers,
+            RootClass::Kernel => Self::Kernel,
+            RootClass::Other => Self::Other,
+        }
+    }
+}
+
+/// How the target's memory is kept until the report is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SnapshotMethod {
+    /// Copy it: a short stop, and as much memory as the target uses. Becomes `stream` by itself
+    /// where there is too little.
+    Copy,
+    /// Read it while the target is stopped: a longer stop, and little memory.
+    Stream,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl Color {
+    /// Makes it the choice of every `anstream` stream of this process.
+    pub(crate) fn apply(self) {
+        match self {
+            // The default also respects NO_COLOR, CLICOLOR and TERM=dumb.
+            Self::Auto => {}
+            Self::Always => anstream::ColorChoice::Always.write_global(),
+            Self::Never => anstream::ColorChoice::Never.write_global(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split_whitespace())
+    }
+
+    fn parsed(line: &str) -> Args {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn json_takes_a_file_only_after_an_equals_sign() {
+        let args = parsed("rleaks --json 1234");
+        assert_eq!(args.leaks.output.json.as_deref(), Some(Path::new("-")));
+        assert_eq!(args.leaks.target.which.target.as_deref(), Some("1234"));
+        let args = parsed("rleaks 1234 --json=out.json");
+        assert_eq!(
+            args.leaks.output.json.as_deref(),
+            Some(Path::new("out.json"))
+        );
+        assert_eq!(parsed("rleaks 1234").leaks.output.json, None);
+    }
+
+    #[test]
+    fn root_classes_are_a_list() {
+        let args = parsed("rleaks --no-roots=stacks,tls --no-roots=kernel 1");
+        let expected = [RootClass::Stacks, RootClass::Tls, RootClass::Kernel];
+        assert_eq!(args.leaks.scan.no_roots, expected);
+        assert!(parse("rleaks --no-roots=heap 1").is_err());
+    }
+
+    #[test]
+    fn a_process_named_as_a_command_is_reached_with_name() {
+        assert!(matches!(
+            parsed("rleaks heap 12").command,
+            Some(Command::Heap(_))
+        ));
+        let args = parsed("rleaks --name heap");
+        assert!(args.command.is_none());
+        assert_eq!(args.leaks.target.which.name.as_deref(), Some("heap"));
+    }
+
+    #[test]
+    fn choices_are_understood() {
+        let choice = |line: &str| parsed(line).leaks.target.choice();
+        assert_eq!(choice("rleaks --name app"), Choice::Only);
+        assert_eq!(choice("rleaks --name app --newest"), Choice::Newest);
+        assert_eq!(choice("rleaks app --oldest"), Choice::Oldest);
+        assert_eq!(choice("rleaks --all app"), Choice::All);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            "rleaks",
+            "rleaks -v",
+            "rleaks --newest",
+            "rleaks 1 2",
+            "rleaks 1 --name app",
+            "rleaks app --newest --oldest",
+            "rleaks app --newest --all",
+            "rleaks app --oldest --all",
+            "rleaks 1 --list --json",
+            "rleaks 1 --threads 0",
+            "rleaks 1 --limit -1",
+            "rleaks 1 -q -v",
+            "rleaks 1 --snapshot fork",
+            "rleaks heap",
+            "rleaks demo 1",
+            "rleaks schema --json",
+            "rleaks completions",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Args::command()
+            .get_subcommands()
+            .filter(|c| !c.is_hide_set())
+        {
+            let help = command.get_after_help().map(ToString::to_string);
+            let example = format!("Example:\n  rleaks {}", command.get_name());
+            assert!(
+                help.unwrap_or_default().starts_with(&example),
+                "{}",
+                command.get_name()
+            );
+        }
+    }
+}

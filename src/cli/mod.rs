@@ -1,0 +1,67 @@
+//! The command line: what was typed, and one file per command.
+
+mod args;
+mod demo;
+mod demo_target;
+mod error;
+mod heap;
+mod help;
+mod leaks;
+mod panic;
+mod schema;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// What a command came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitStatus {
+    /// The command did its work, and where it looks for leaks, it found none.
+    Done,
+    /// The command found leaks.
+    Leaks,
+    /// The command could not do its work.
+    Failed,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        Self::from(match status {
+            ExitStatus::Done => 0,
+            ExitStatus::Leaks => 1,
+            ExitStatus::Failed => 2,
+        })
+    }
+}
+
+/// Runs the command that the arguments of this process name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(usage) => return error::report_usage(&usage).into(),
+    };
+    args.leaks.output.color.apply();
+    match panic::catch(|| run(args)) {
+        Ok(Ok(status)) => status,
+        Ok(Err(error)) => error::report(&error),
+        Err(bug) => error::report_bug(&bug),
+    }
+    .into()
+}
+
+fn run(args: Args) -> anyhow::Result<ExitStatus> {
+    match args.command {
+        None => leaks::leaks(&args.leaks),
+        Some(Command::Demo) => demo::demo(|pid| leaks::scan_and_print(pid, &args.leaks)),
+        Some(Command::Heap(heap)) => heap::heap(&heap),
+        Some(Command::Schema) => schema::schema(),
+        Some(Command::Completions { shell }) => help::completions(shell),
+        Some(Command::Man) => help::man(),
+        Some(Command::DemoTarget) => demo_target::demo_target(),
+    }
+}
