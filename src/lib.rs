@@ -10,5 +10,9 @@ pub mod warning;
 
 pub mod snapshot;
 
+pub mod platform;
+
 pub mod heap;
 pub mod scan;
+
+pub mod symbolize;

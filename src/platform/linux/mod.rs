@@ -1,0 +1,5 @@
+//! Linux.
+
+mod files;
+
+pub use files::{RegularFile, TargetFiles};
