@@ -166,10 +166,10 @@ impl<'a> Dynamic<'a> {
 
     /// No entry holds the number of symbols: only the hash tables tell it.
     fn symbol_count(&self) -> Option<u64> {
-        if let Some(table) = self.table(DT_HASH) {
-            return self.memory.word32(table.checked_add(4)?).map(u64::from);
-        }
-        self.gnu_hash_count(self.table(DT_GNU_HASH)?)
+        let count = |table: Addr| self.memory.word32(table.checked_add(4)?).map(u64::from);
+        self.table(DT_HASH)
+            .and_then(count)
+            .or_else(|| self.gnu_hash_count(self.table(DT_GNU_HASH)?))
     }
 
     /// One more than the highest symbol that a GNU hash table at `table` lists.

@@ -229,7 +229,15 @@ mod tests {
         let root = root();
         let files = TargetFiles::under(root.path());
         for path in [
-            "/exe", "/passwd", "/pipe", "/usr", "/", "", "[vdso]", "usr/lib/a.so", "/a\0b",
+            "/exe",
+            "/passwd",
+            "/pipe",
+            "/usr",
+            "/",
+            "",
+            "[vdso]",
+            "usr/lib/a.so",
+            "/a\0b",
         ] {
             assert!(files.file(path).is_none(), "{path}");
         }
@@ -255,5 +263,31 @@ mod tests {
         let size = std::fs::metadata(path).expect("its size").len();
         assert_eq!(files.file(path).expect("this program").size(), size);
         assert!(TargetFiles::of_process(u32::MAX).file(path).is_none());
+    }
+
+    #[test]
+    fn a_deleted_file_is_found_where_it_is_mapped() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // The kernel would not show it.
+        }
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let program = directory.path().join("waits");
+        std::fs::copy("/bin/cat", &program).expect("a program");
+        let mut waiting = std::process::Command::new(&program)
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .expect("a process");
+        std::fs::remove_file(&program).expect("the program");
+        let files = TargetFiles::of_process(waiting.id());
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", waiting.id()));
+        let maps = maps.expect("the mappings");
+        let base = maps.split('-').next().expect("an address");
+        let base = Addr(u64::from_str_radix(base, 16).expect("an address"));
+        let found = files.mapped_at(base);
+        drop(waiting.stdin.take());
+        waiting.wait().expect("the process ends");
+        let original = std::fs::read("/bin/cat").expect("the program");
+        assert_eq!(content(&found.expect("the file")), original);
+        assert!(files.mapped_at(base).is_none());
     }
 }
