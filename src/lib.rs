@@ -15,5 +15,8 @@ pub mod platform;
 pub mod heap;
 pub mod scan;
 
+pub mod symbolize;
+
 pub mod report;
+
 pub mod cli;

@@ -12,7 +12,8 @@ mod process;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CaptureError, Stopped, Survey, SuspendError, Target, holds_a_stopped_target, interrupt_flag,
+    CaptureError, RegularFile, Stopped, Survey, SuspendError, Target, TargetFiles,
+    holds_a_stopped_target, interrupt_flag,
     process, processes,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

@@ -4,11 +4,13 @@
 //! live process, the stopped process itself, later a file) shows only in its [`Memory`].
 
 mod elf;
+mod dynamic;
 mod module;
 mod region;
 mod thread;
 
 pub use elf::modules;
+pub use dynamic::{DynamicSymbol, dynamic_string, dynamic_symbols, needed_libraries};
 pub use module::{Module, Segment};
 pub use region::Region;
 pub use thread::Thread;

@@ -2,6 +2,7 @@
 
 mod capture;
 mod copy;
+mod files;
 mod job_control;
 mod limits;
 mod pagemap;
@@ -16,6 +17,7 @@ mod stream;
 mod suspend;
 
 pub use capture::{CaptureError, Stopped, Survey, Target};
+pub use files::{RegularFile, TargetFiles};
 pub use job_control::interrupt_flag;
 pub use processes::{process, processes};
 pub use suspend::{SuspendError, holds_a_stopped_target};

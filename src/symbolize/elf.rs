@@ -1,0 +1,259 @@
+//! ELF files: sections, and what symbolizing needs of them.
+//!
+//! A file may be hostile. Nothing here trusts a size: sections must lie in the file, and what
+//! they decompress to is limited.
+
+use std::io::Read;
+
+use flate2::read::ZlibDecoder;
+use goblin::container::{Container, Ctx, Endian};
+use goblin::elf::Elf;
+use goblin::elf::compression_header::{CompressionHeader, ELFCOMPRESS_ZLIB};
+use goblin::elf::header::{ELFCLASS64, ELFDATA2LSB, Header};
+use goblin::elf::note::NT_GNU_BUILD_ID;
+use goblin::elf::section_header::{
+    SHF_COMPRESSED, SHN_ABS, SHN_UNDEF, SHN_XINDEX, SHT_NOBITS, SHT_NOTE, SectionHeader,
+};
+use goblin::elf::sym::{STB_LOCAL, STT_OBJECT, Sym};
+use liblzma::read::XzDecoder;
+use liblzma::stream::{CONCATENATED, Stream};
+
+use super::table::TableBuilder;
+use crate::platform::RegularFile;
+
+/// A larger section is not read: a sparse file can claim any size.
+const MAX_SECTION: u64 = 1 << 30;
+const MAX_SECTIONS: u64 = 1 << 20;
+const MAX_MINI_DEBUG_INFO: u64 = 256 << 20;
+const XZ_MEMORY: u64 = 256 << 20;
+const HEADER_SIZE: usize = 64;
+const SECTION_HEADER_SIZE: u64 = 64;
+const SYMBOL_SIZE: usize = 24;
+/// Symbols that are decoded at a time.
+const BATCH: usize = 16 << 10;
+
+/// The bytes of an ELF file: a file of the target, or a file inside such a file.
+pub(super) trait Bytes {
+    /// How many there are.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` with those at `offset`, and says whether there are that many.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> bool;
+}
+
+impl Bytes for RegularFile {
+    fn size(&self) -> u64 {
+        Self::size(self)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> bool {
+        Self::read_at(self, offset, buf)
+    }
+}
+
+impl Bytes for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> bool {
+        let part = usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..)?.get(..buf.len()));
+        part.map(|part| buf.copy_from_slice(part)).is_some()
+    }
+}
+
+/// A 64-bit little-endian ELF file.
+#[derive(Debug)]
+pub(super) struct ElfFile<B> {
+    bytes: B,
+    sections: Vec<SectionHeader>,
+    names: Vec<u8>,
+}
+
+impl<B: Bytes> ElfFile<B> {
+    /// Reads the section headers; `None` if `bytes` is no ELF file of the right kind or is cut
+    /// short.
+    pub(super) fn parse(bytes: B) -> Option<Self> {
+        let header = header(&bytes)?;
+        let sections = section_headers(&bytes, &header)?;
+        let mut file = Self {
+            bytes,
+            sections,
+            names: Vec::new(),
+        };
+        file.names = file.section_names(&header).unwrap_or_default();
+        Some(file)
+    }
+
+    pub(super) fn bytes(&self) -> &B {
+        &self.bytes
+    }
+
+    fn section_names(&self, header: &Header) -> Option<Vec<u8>> {
+        let index = if u32::from(header.e_shstrndx) == SHN_XINDEX {
+            self.sections.first()?.sh_link as usize
+        } else {
+            usize::from(header.e_shstrndx)
+        };
+        self.contents(self.sections.get(index)?)
+    }
+
+    /// The contents of the section named `name`, decompressed.
+    pub(super) fn section(&self, name: &str) -> Option<Vec<u8>> {
+        let mut sections = self.sections.iter();
+        let is_named = |section: &&SectionHeader| {
+            let tail = self.names.get(section.sh_name..).unwrap_or_default();
+            tail.strip_prefix(name.as_bytes())
+                .is_some_and(|rest| rest.first() == Some(&0))
+        };
+        self.contents(sections.find(is_named)?)
+    }
+
+    fn contents(&self, section: &SectionHeader) -> Option<Vec<u8>> {
+        if section.sh_type == SHT_NOBITS {
+            return None;
+        }
+        let raw = read(&self.bytes, section.sh_offset, section.sh_size)?;
+        if section.sh_flags & u64::from(SHF_COMPRESSED) == 0 {
+            return Some(raw);
+        }
+        let header = CompressionHeader::parse(&raw, 0, context()).ok()?;
+        let packed = raw.get(CompressionHeader::size(context())..)?;
+        if header.ch_type != ELFCOMPRESS_ZLIB || header.ch_size > MAX_SECTION {
+            return None;
+        }
+        let contents = read_limited(ZlibDecoder::new(packed), header.ch_size)?;
+        (contents.len() as u64 == header.ch_size).then_some(contents)
+    }
+
+    /// The GNU build id.
+    pub(super) fn build_id(&self) -> Option<Vec<u8>> {
+        let notes = self.sections.iter().filter(|s| s.sh_type == SHT_NOTE);
+        notes
+            .filter_map(|section| self.contents(section))
+            .find_map(|notes| gnu_build_id(&notes))
+    }
+
+    /// The name and the CRC of the file that has the debug information of this one.
+    pub(super) fn debug_link(&self) -> Option<(String, u32)> {
+        let link = self.section(".gnu_debuglink")?;
+        let end = link.iter().position(|byte| *byte == 0)?;
+        let name = str::from_utf8(&link[..end]).ok()?;
+        let crc = word32(&link, (end + 1).next_multiple_of(4))?;
+        let is_plain = !name.is_empty() && name != "." && name != ".." && !name.contains('/');
+        is_plain.then(|| (name.to_owned(), crc))
+    }
+
+    /// The ELF file inside `.gnu_debugdata`: the symbols of a stripped file, compressed by xz.
+    pub(super) fn mini_debug_info(&self) -> Option<ElfFile<Vec<u8>>> {
+        let packed = self.section(".gnu_debugdata")?;
+        let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).ok()?;
+        let decoder = XzDecoder::new_stream(packed.as_slice(), stream);
+        ElfFile::parse(read_limited(decoder, MAX_MINI_DEBUG_INFO)?)
+    }
+
+    /// Says whether the file has a symbol table of type `kind` (`SHT_SYMTAB`, `SHT_DYNSYM`).
+    pub(super) fn has_symbols(&self, kind: u32) -> bool {
+        self.symbol_table(kind).is_some()
+    }
+
+    fn symbol_table(&self, kind: u32) -> Option<&SectionHeader> {
+        self.sections.iter().find(|section| section.sh_type == kind)
+    }
+
+    /// Adds the data objects of the symbol table of type `kind` to `table`.
+    pub(super) fn add_data_symbols(&self, kind: u32, table: &mut TableBuilder) -> Option<()> {
+        let section = self.symbol_table(kind)?;
+        let strings = self.sections.get(section.sh_link as usize)?;
+        let strings = self.contents(strings)?;
+        let symbols = self.contents(section)?;
+        for batch in symbols.chunks(BATCH * SYMBOL_SIZE) {
+            let symbols = Sym::parse(batch, 0, batch.len() / SYMBOL_SIZE, context()).ok()?;
+            for symbol in symbols.iter().filter(|symbol| is_data(symbol)) {
+                let name = strings.get(symbol.st_name..).unwrap_or_default();
+                let is_local = symbol.st_bind() == STB_LOCAL;
+                table.add(symbol.st_value, symbol.st_size, name, is_local);
+            }
+        }
+        Some(())
+    }
+}
+
+/// Thread-local objects are no data here: their values are no addresses.
+fn is_data(symbol: &Sym) -> bool {
+    let section = u32::try_from(symbol.st_shndx).unwrap_or(SHN_UNDEF);
+    symbol.st_type() == STT_OBJECT && section != SHN_UNDEF && section != SHN_ABS
+}
+
+fn context() -> Ctx {
+    Ctx::new(Container::Big, Endian::Little)
+}
+
+fn header(bytes: &impl Bytes) -> Option<Header> {
+    let start = read(bytes, 0, HEADER_SIZE as u64)?;
+    if start[4] != ELFCLASS64 || start[5] != ELFDATA2LSB {
+        return None;
+    }
+    let header = Elf::parse_header(&start).ok()?;
+    (u64::from(header.e_shentsize) == SECTION_HEADER_SIZE).then_some(header)
+}
+
+fn section_headers(bytes: &impl Bytes, header: &Header) -> Option<Vec<SectionHeader>> {
+    let table = |count: u64| {
+        let raw = read(
+            bytes,
+            header.e_shoff,
+            count.checked_mul(SECTION_HEADER_SIZE)?,
+        )?;
+        let count = usize::try_from(count).ok()?;
+        SectionHeader::parse_from(&raw, 0, count, context()).ok()
+    };
+    if header.e_shoff == 0 {
+        return None;
+    }
+    // Where the header's 16 bits do not suffice, the first section's size is the count.
+    let count = match u64::from(header.e_shnum) {
+        0 => table(1)?.first()?.sh_size,
+        count => count,
+    };
+    (1..=MAX_SECTIONS).contains(&count).then(|| table(count))?
+}
+
+fn read(bytes: &impl Bytes, offset: u64, size: u64) -> Option<Vec<u8>> {
+    let end = offset.checked_add(size)?;
+    if end > bytes.size() || size > MAX_SECTION {
+        return None;
+    }
+    let mut buf = vec![0; usize::try_from(size).ok()?];
+    bytes.read_at(offset, &mut buf).then_some(buf)
+}
+
+/// All that `reader` gives, unless that is an error or more than `limit` bytes.
+fn read_limited(reader: impl Read, limit: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.take(limit + 1).read_to_end(&mut bytes).ok()?;
+    (bytes.len() as u64 <= limit).then_some(bytes)
+}
+
+/// The build id among `notes`, whose fields are aligned to four bytes.
+fn gnu_build_id(mut notes: &[u8]) -> Option<Vec<u8>> {
+    loop {
+        let name_size = word32(notes, 0)? as usize;
+        let size = word32(notes, 4)? as usize;
+        let kind = word32(notes, 8)?;
+        let name = notes.get(12..)?.get(..name_size)?;
+        let rest = notes.get(12 + name_size.next_multiple_of(4)..)?;
+        let description = rest.get(..size)?;
+        if kind == NT_GNU_BUILD_ID && name == b"GNU\0" {
+            return Some(description.to_vec());
+        }
+        notes = rest.get(size.next_multiple_of(4)..)?;
+    }
+}
+
+fn word32(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
+}
