@@ -1,7 +1,20 @@
 //! From blocks and roots to leaks: the reference graph, marking, and what leaks hold.
 
+mod components;
+mod extract;
+mod graph;
+mod index;
 mod leak;
+mod leaks;
+mod mark;
 mod root;
+#[cfg(test)]
+mod testing;
+mod window;
 
+pub use graph::{Alignment, Graph, Interrupted};
+pub use index::{BlockIndex, TooManyBlocks};
 pub use leak::{Leak, LeakKind};
+pub use leaks::{LeakSummary, leaks, summarize};
+pub use mark::{Marks, mark};
 pub use root::{Root, RootKind, RootSource};

@@ -1,0 +1,252 @@
+//! The reference graph: which blocks each block and each root references.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::extract::{self, Found, Source};
+use super::index::BlockIndex;
+use super::root::Root;
+use crate::memory::Memory;
+
+/// Which positions are looked at for references.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Alignment {
+    /// The addresses that are multiples of 8: where compilers put pointers.
+    #[default]
+    Words,
+    /// Every address: packed structures too, at the price of more words that look like references.
+    Bytes,
+}
+
+/// The scan was told to stop before it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the scan was interrupted")]
+pub struct Interrupted;
+
+/// The blocks that each block and each root references, in compressed sparse rows.
+///
+/// A reference is a word whose value lies in a block, at its start or inside it. A row holds the
+/// targets in the order of the words' addresses; a target may occur more than once, and a block
+/// that references itself is in its own row. Contents are not kept.
+#[derive(Debug)]
+pub struct Graph {
+    /// The rows of blocks and then those of roots, [`CHUNK`] in each chunk.
+    chunks: Vec<Chunk>,
+    blocks: usize,
+    roots: usize,
+    unreadable_bytes: u64,
+}
+
+/// Rows per chunk. Chunks are extracted independently of each other.
+const CHUNK: usize = 16 * 1024;
+
+/// Some consecutive rows.
+#[derive(Debug)]
+struct Chunk {
+    offsets: Offsets,
+    edges: Vec<u32>,
+}
+
+/// Where each row of a chunk begins in the edges, and last the number of edges.
+#[derive(Debug)]
+enum Offsets {
+    Narrow(Vec<u32>),
+    /// More than 2³² references: a hash table of 40 GiB is enough for that.
+    Wide(Vec<u64>),
+}
+
+impl Graph {
+    /// Reads all blocks and roots once, in address order and in parallel, and keeps the
+    /// references.
+    ///
+    /// Memory that the target never touched is not read. Pages that cannot be read hold no
+    /// references: [`Graph::unreadable_bytes`] counts them. The result does not depend on the
+    /// number of threads. `interrupted` is asked for every window of at most 256 KiB, from any
+    /// thread.
+    ///
+    /// # Errors
+    ///
+    /// `interrupted` said yes.
+    pub fn extract(
+        memory: &dyn Memory,
+        index: &BlockIndex<'_>,
+        roots: &[Root],
+        alignment: Alignment,
+        interrupted: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Self, Interrupted> {
+        let source = Source {
+            memory,
+            index,
+            roots,
+            alignment,
+            interrupted,
+        };
+        let rows = source.rows();
+        let chunks: Vec<(Chunk, u64)> = (0..rows.div_ceil(CHUNK))
+            .into_par_iter()
+            .map(|i| Chunk::extract(&source, i * CHUNK..rows.min((i + 1) * CHUNK)))
+            .collect::<Result<_, _>>()?;
+        let unreadable_bytes = chunks.iter().map(|(_, unreadable)| unreadable).sum();
+        Ok(Self {
+            chunks: chunks.into_iter().map(|(chunk, _)| chunk).collect(),
+            blocks: index.blocks().len(),
+            roots: roots.len(),
+            unreadable_bytes,
+        })
+    }
+
+    /// The number of blocks. A block's row is its index in the heap's blocks.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// The number of roots. Their rows are in the order in which they were given.
+    #[must_use]
+    pub fn roots(&self) -> usize {
+        self.roots
+    }
+
+    /// The blocks that `block` references.
+    #[must_use]
+    pub fn references(&self, block: u32) -> &[u32] {
+        let block = block as usize;
+        debug_assert!(block < self.blocks);
+        self.row(block)
+    }
+
+    /// The blocks that the root with the index `root` references.
+    #[must_use]
+    pub fn root_references(&self, root: usize) -> &[u32] {
+        debug_assert!(root < self.roots);
+        self.row(self.blocks + root)
+    }
+
+    /// The number of references, those of roots included.
+    #[must_use]
+    pub fn edges(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.edges.len()).sum()
+    }
+
+    /// The bytes of blocks and roots that could not be read. References in them are missing from
+    /// the graph, so what they hold may look leaked.
+    #[must_use]
+    pub fn unreadable_bytes(&self) -> u64 {
+        self.unreadable_bytes
+    }
+
+    fn row(&self, row: usize) -> &[u32] {
+        let chunk = &self.chunks[row / CHUNK];
+        &chunk.edges[chunk.offsets.row(row % CHUNK)]
+    }
+}
+
+impl Chunk {
+    /// Extracts `rows`, and says how many bytes of them could not be read.
+    fn extract(source: &Source<'_>, rows: Range<usize>) -> Result<(Self, u64), Interrupted> {
+        let found: Vec<Found> = extract::plan(source, rows.clone())
+            .into_par_iter()
+            .map(|piece| extract::extract(source, &piece))
+            .collect::<Result<_, _>>()?;
+        let unreadable = found.iter().map(|found| found.unreadable).sum();
+        Ok((Self::join(&rows, found), unreadable))
+    }
+
+    /// Joins the results of all pieces of `rows`, which are in the order of the rows.
+    fn join(rows: &Range<usize>, found: Vec<Found>) -> Self {
+        let mut offsets = vec![0; rows.len() + 1];
+        for piece in &found {
+            let first = piece.first_row - rows.start + 1;
+            for (offset, count) in offsets[first..].iter_mut().zip(&piece.counts) {
+                *offset += u64::from(*count);
+            }
+        }
+        let mut end = 0;
+        for offset in &mut offsets {
+            end += *offset;
+            *offset = end;
+        }
+        let mut edges = found.into_iter().map(|piece| piece.edges);
+        let mut all = edges.next().unwrap_or_default();
+        edges.for_each(|edges| all.extend_from_slice(&edges));
+        all.shrink_to_fit();
+        Self {
+            offsets: Offsets::new(offsets),
+            edges: all,
+        }
+    }
+}
+
+impl Offsets {
+    fn new(offsets: Vec<u64>) -> Self {
+        let narrow: Result<Vec<u32>, _> = offsets.iter().map(|o| u32::try_from(*o)).collect();
+        narrow.map_or(Self::Wide(offsets), Self::Narrow)
+    }
+
+    fn row(&self, row: usize) -> Range<usize> {
+        match self {
+            Self::Narrow(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
+            Self::Wide(offsets) => to_usize(offsets[row])..to_usize(offsets[row + 1]),
+        }
+    }
+}
+
+/// Our index for an offset that [`Chunk::join`] counted.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets are at most the length of a vector"
+)]
+fn to_usize(offset: u64) -> usize {
+    offset as usize
+}
+
+#[cfg(test)]
+impl Graph {
+    /// A graph of `blocks` blocks with the given edges, and of roots with the given references.
+    pub(crate) fn from_edges(blocks: u32, edges: &[(u32, u32)], roots: &[&[u32]]) -> Self {
+        let mut rows = vec![Vec::new(); blocks as usize];
+        for (from, to) in edges {
+            rows[*from as usize].push(*to);
+        }
+        rows.extend(roots.iter().map(|root| root.to_vec()));
+        let chunks = rows.chunks(CHUNK).map(|rows| {
+            let found = rows.iter().enumerate().map(|(first_row, edges)| Found {
+                first_row,
+                counts: vec![u32::try_from(edges.len()).expect("few edges")],
+                edges: edges.clone(),
+                unreadable: 0,
+            });
+            Chunk::join(&(0..rows.len()), found.collect())
+        });
+        Self {
+            chunks: chunks.collect(),
+            blocks: blocks as usize,
+            roots: roots.len(),
+            unreadable_bytes: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_beyond_32_bits_are_kept() {
+        let offsets = Offsets::new(vec![0, 5, 1 << 32]);
+        assert_eq!(offsets.row(0), 0..5);
+        assert_eq!(offsets.row(1), 5..1 << 32);
+    }
+
+    #[test]
+    fn rows_of_several_chunks_and_of_roots_are_told_apart() {
+        let graph = Graph::from_edges(40_000, &[(0, 7), (39_999, 1), (39_999, 2)], &[&[], &[3]]);
+        assert_eq!(graph.references(0), [7]);
+        assert_eq!(graph.references(1), []);
+        assert_eq!(graph.references(39_999), [1, 2]);
+        assert_eq!(graph.root_references(0), []);
+        assert_eq!(graph.root_references(1), [3]);
+        assert_eq!(graph.edges(), 4);
+    }
+}
