@@ -1,6 +1,128 @@
 //! The live blocks of the target's allocators.
 
 mod block;
+mod exports;
 pub mod glibc;
 
 pub use block::{Block, Heap, Zone};
+pub use exports::{Exporter, exporters, is_inside_malloc};
+
+use glibc::Problem;
+
+use crate::snapshot::Snapshot;
+use crate::warning::{Bias, Warning};
+
+/// Problems that an error names one by one; of more, it says how many.
+const NAMED_PROBLEMS: usize = 5;
+
+/// Why the live blocks of a target are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum HeapError {
+    /// Another allocator than glibc's is in charge.
+    #[error(
+        "{path} allocates with {allocator}, whose heap rleaks cannot read yet: run the program \
+         with glibc's malloc to look for its leaks"
+    )]
+    ForeignAllocator {
+        /// The name of the allocator.
+        allocator: String,
+        /// The module that has it.
+        path: String,
+    },
+    /// There is no allocator that rleaks knows.
+    #[error(
+        "no heap of glibc's malloc was found in {0}: rleaks reads dynamically linked glibc \
+         programs that have allocated memory"
+    )]
+    NotFound(String),
+    /// What was found does not fit together.
+    #[error("the heap of glibc's malloc does not fit together: {}", list(.0))]
+    Inconsistent(Vec<Problem>),
+}
+
+fn list(problems: &[Problem]) -> String {
+    let mut named: Vec<String> = problems
+        .iter()
+        .take(NAMED_PROBLEMS)
+        .map(ToString::to_string)
+        .collect();
+    let rest = problems.len().saturating_sub(NAMED_PROBLEMS);
+    if rest > 0 {
+        named.push(format!("{rest} more"));
+    }
+    named.join("; ")
+}
+
+/// The live blocks of a snapshot, and what does not fit together.
+#[derive(Debug, Default)]
+pub struct Walk {
+    /// The live blocks.
+    pub heap: Heap,
+    /// Empty if the snapshot was taken while no thread was inside malloc.
+    pub problems: Vec<Problem>,
+}
+
+/// Lists the live blocks of `snapshot`.
+///
+/// # Errors
+/// Says so when an allocator is in charge that rleaks cannot read, or when none was found: no
+/// blocks are never mistaken for no leaks.
+pub fn walk(snapshot: &Snapshot, exporters: &[Exporter]) -> Result<Walk, HeapError> {
+    let in_charge = exporters.first();
+    if let Some((allocator, exporter)) = in_charge.and_then(|e| Some((e.foreign?, e))) {
+        return Err(HeapError::ForeignAllocator {
+            allocator: allocator.to_owned(),
+            path: exporter.path.clone(),
+        });
+    }
+    let found = glibc::walk(snapshot);
+    let found = found.ok_or_else(|| HeapError::NotFound(snapshot.process.executable.clone()))?;
+    Ok(Walk {
+        heap: found.heap,
+        problems: found.problems,
+    })
+}
+
+impl Walk {
+    /// Says whether everything fits together.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    /// Takes the heap although a thread was stopped inside malloc: what that explains becomes a
+    /// warning.
+    ///
+    /// # Errors
+    /// Says what it does not explain.
+    pub fn tolerate(self) -> Result<(Heap, Vec<Warning>), HeapError> {
+        let is_explained = self.problems.iter().all(Problem::is_in_flux);
+        if !is_explained {
+            return Err(HeapError::Inconsistent(self.problems));
+        }
+        let hides_blocks = self.problems.iter().any(Problem::hides_blocks);
+        let warning = (!self.problems.is_empty()).then(|| {
+            let bias = if hides_blocks { Bias::MissedLeaks } else { Bias::FalseLeaks };
+            let message = format!(
+                "a thread was inside malloc at every stop, so a few blocks may be judged wrongly: {}",
+                list(&self.problems)
+            );
+            Warning::new("heap_in_flux", message, bias)
+        });
+        Ok((self.heap, warning.into_iter().collect()))
+    }
+}
+
+/// Warns where a library that rleaks does not know stands in front of glibc's malloc.
+#[must_use]
+pub fn interposition_warning(exporters: &[Exporter]) -> Option<Warning> {
+    let first = exporters.first().filter(|exporter| !exporter.is_glibc)?;
+    Some(Warning::new(
+        "malloc_interposed",
+        format!(
+            "{} replaces malloc: blocks that it does not get from glibc's malloc are not looked at",
+            first.path
+        ),
+        Bias::MissedLeaks,
+    ))
+}

@@ -13,7 +13,6 @@ pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
     CaptureError, RegularFile, Stopped, Survey, SuspendError, Target, TargetFiles,
-    holds_a_stopped_target, interrupt_flag,
-    process, processes,
+    holds_a_stopped_target, interrupt_flag, process, processes,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

@@ -8,8 +8,10 @@ mod leak;
 mod leaks;
 mod mark;
 mod root;
+mod roots;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod window;
 
 pub use graph::{Alignment, Graph, Interrupted};
@@ -18,3 +20,4 @@ pub use leak::{Leak, LeakKind};
 pub use leaks::{LeakSummary, leaks, summarize};
 pub use mark::{Marks, mark};
 pub use root::{Root, RootKind, RootSource};
+pub use roots::roots;

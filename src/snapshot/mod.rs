@@ -3,14 +3,14 @@
 //! Everything after the capture is a function of a [`Snapshot`]. How it was taken (a copy of a
 //! live process, the stopped process itself, later a file) shows only in its [`Memory`].
 
-mod elf;
 mod dynamic;
+mod elf;
 mod module;
 mod region;
 mod thread;
 
-pub use elf::modules;
 pub use dynamic::{DynamicSymbol, dynamic_string, dynamic_symbols, needed_libraries};
+pub use elf::modules;
 pub use module::{Module, Segment};
 pub use region::Region;
 pub use thread::Thread;

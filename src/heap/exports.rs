@@ -1,0 +1,288 @@
+//! Which module's `malloc` the program calls, and where the code of that malloc lies.
+
+use crate::addr::{Addr, AddrRange};
+use crate::memory::Memory;
+use crate::snapshot::{DynamicSymbol, Module, Thread, dynamic_symbols};
+
+/// Functions that glibc defines in one file, `malloc/malloc.c`, so that its code lies between
+/// them.
+const FAMILY: [&str; 20] = [
+    "__libc_memalign",
+    "aligned_alloc",
+    "calloc",
+    "free",
+    "mallinfo",
+    "mallinfo2",
+    "malloc",
+    "malloc_info",
+    "malloc_stats",
+    "malloc_trim",
+    "malloc_usable_size",
+    "mallopt",
+    "memalign",
+    "posix_memalign",
+    "pvalloc",
+    "realloc",
+    "valloc",
+    "cfree",
+    "malloc_get_state",
+    "malloc_set_state",
+];
+/// More code than any malloc has: above it the functions lie apart, and the range means nothing.
+const MAX_CODE: u64 = 256 << 10;
+/// The top of a stack that is searched for return addresses into malloc, in words.
+const SEARCHED_WORDS: usize = 64;
+/// System calls that malloc itself makes: mmap, mprotect, munmap, brk, mremap, madvise, futex.
+const SYSTEM_CALLS_OF_MALLOC: [u64; 7] = [9, 10, 11, 12, 25, 28, 202];
+
+/// A module that defines `malloc` for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exporter {
+    /// Its path.
+    pub path: String,
+    /// The name of the allocator, if it is one that rleaks knows by name and cannot walk.
+    pub foreign: Option<&'static str>,
+    /// The module is glibc, or belongs to it.
+    pub is_glibc: bool,
+    /// Where the code of its malloc lies, as far as it is known.
+    pub code: Option<AddrRange>,
+}
+
+/// The modules that define `malloc`, the one that the program calls first.
+///
+/// `memory` must hold the modules' dynamic symbol tables, which are in read-only pages of their
+/// files.
+#[must_use]
+pub fn exporters(memory: &dyn Memory, modules: &[Module]) -> Vec<Exporter> {
+    link_order(memory, modules)
+        .into_iter()
+        .filter_map(|module| exporter(memory, module))
+        .collect()
+}
+
+fn exporter(memory: &dyn Memory, module: &Module) -> Option<Exporter> {
+    let symbols = dynamic_symbols(memory, module);
+    let defines = |name: &str| {
+        symbols
+            .iter()
+            .any(|symbol| symbol.is_defined && symbol.name == name)
+    };
+    // The dynamic loader's own malloc serves the loader alone.
+    if !defines("malloc") || defines("_rtld_global") {
+        return None;
+    }
+    Some(Exporter {
+        path: module.path.clone(),
+        foreign: foreign_allocator(module.file_name(), &defines),
+        is_glibc: defines("gnu_get_libc_version")
+            || module.file_name().starts_with("libc_malloc_debug.so"),
+        code: code(&symbols),
+    })
+}
+
+/// Allocators by the functions that only they export, and by the names of their files.
+fn foreign_allocator(file_name: &str, defines: &dyn Fn(&str) -> bool) -> Option<&'static str> {
+    let by_symbol = [
+        ("AddressSanitizer", "__asan_init"),
+        ("LeakSanitizer", "__lsan_do_leak_check"),
+        ("jemalloc", "mallctl"),
+        ("jemalloc", "je_mallctl"),
+        ("mimalloc", "mi_malloc"),
+        ("tcmalloc", "tc_malloc"),
+        ("tcmalloc", "TCMalloc_Internal_GetStats"),
+        ("rpmalloc", "rpmalloc"),
+        ("snmalloc", "sn_malloc"),
+        ("scudo", "__scudo_print_stats"),
+    ];
+    let by_file = [
+        ("musl malloc", "ld-musl-"),
+        ("musl malloc", "libc.musl-"),
+        ("jemalloc", "libjemalloc"),
+        ("mimalloc", "libmimalloc"),
+        ("tcmalloc", "libtcmalloc"),
+        ("snmalloc", "libsnmalloc"),
+        ("Hoard", "libhoard"),
+        ("scudo", "libscudo"),
+        ("Valgrind", "vgpreload_"),
+    ];
+    let symbol = by_symbol.iter().find(|(_, symbol)| defines(symbol));
+    let file = by_file
+        .iter()
+        .find(|(_, start)| file_name.starts_with(start));
+    symbol.or(file).map(|(name, _)| *name)
+}
+
+/// From the exported function before the lowest of the family to the one after the highest.
+fn code(symbols: &[DynamicSymbol]) -> Option<AddrRange> {
+    let mut functions: Vec<&DynamicSymbol> = symbols
+        .iter()
+        .filter(|symbol| symbol.is_defined && symbol.is_function)
+        .collect();
+    functions.sort_unstable_by_key(|symbol| symbol.value);
+    let is_family = |symbol: &&DynamicSymbol| FAMILY.contains(&symbol.name.as_str());
+    let lowest = functions.iter().position(is_family)?;
+    let highest = functions.iter().rposition(is_family)?;
+    let end_of = |symbol: &DynamicSymbol| symbol.value.saturating_add(symbol.size);
+    let start = functions[lowest].value;
+    let start = functions[..lowest]
+        .iter()
+        .rev()
+        .map(|symbol| end_of(symbol))
+        .find(|end| *end <= start)
+        .unwrap_or(start);
+    let last = functions[highest];
+    let end = functions[highest..]
+        .iter()
+        .map(|symbol| symbol.value)
+        .find(|value| *value > last.value)
+        .unwrap_or_else(|| end_of(last));
+    let range = AddrRange::new(start, end);
+    (range.size() <= MAX_CODE).then_some(range)
+}
+
+/// The modules in the order in which the dynamic loader looks for symbols: that of its list,
+/// `r_debug` in `<link.h>`. Modules that are not on it come last.
+fn link_order<'a>(memory: &dyn Memory, modules: &'a [Module]) -> Vec<&'a Module> {
+    let mut ordered: Vec<&Module> = Vec::new();
+    let mut link = first_link(memory, modules);
+    while let Some(at) = link.filter(|at| at.0 != 0 && ordered.len() < modules.len()) {
+        let dynamic = memory.word(at.saturating_add(16)).map(Addr);
+        let module = modules
+            .iter()
+            .find(|module| module.dynamic.map(|range| range.start) == dynamic);
+        match module {
+            Some(module) if ordered.contains(&module) => break,
+            Some(module) => ordered.push(module),
+            // A library without a module of ours, such as a vdso that the kernel does not show.
+            None => {}
+        }
+        link = memory.word(at.saturating_add(24)).map(Addr);
+    }
+    let others = modules.iter().filter(|module| !ordered.contains(module));
+    let others: Vec<&Module> = others.collect();
+    ordered.extend(others);
+    ordered
+}
+
+/// The executable's `DT_DEBUG` leads to `r_debug`, whose second word is the first link.
+fn first_link(memory: &dyn Memory, modules: &[Module]) -> Option<Addr> {
+    const DT_DEBUG: u64 = 21;
+    modules.iter().find_map(|module| {
+        let dynamic = module.dynamic?;
+        let entries = (dynamic.start.0..dynamic.end.0).step_by(16).take(1024);
+        let debug = entries
+            .map(Addr)
+            .find(|entry| memory.word(*entry) == Some(DT_DEBUG))?;
+        let debug = memory.word(debug.saturating_add(8)).filter(|at| *at != 0)?;
+        memory.word(Addr(debug).checked_add(8)?).map(Addr)
+    })
+}
+
+/// Says whether a thread may stand inside malloc: its next instruction, or a word at the top of
+/// its stack, lies in the code of malloc.
+///
+/// A word may be left over from a call that has returned, so `true` is no proof. A thread that
+/// sleeps in a system call that malloc never makes is not inside it.
+#[must_use]
+pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Exporter]) -> bool {
+    let is_code = |addr: Addr| {
+        let mut code = exporters.iter().filter_map(|exporter| exporter.code);
+        code.any(|code| code.contains(addr))
+    };
+    if is_code(thread.instruction_pointer) {
+        return true;
+    }
+    if thread
+        .system_call
+        .is_some_and(|call| !SYSTEM_CALLS_OF_MALLOC.contains(&call))
+    {
+        return false;
+    }
+    let mut stack = [0; SEARCHED_WORDS * 8];
+    let count = memory.read(thread.stack_pointer, &mut stack);
+    stack[..count].chunks_exact(8).any(|word| {
+        is_code(Addr(u64::from_le_bytes(
+            word.try_into().unwrap_or_default(),
+        )))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::FakeMemory;
+
+    fn function(name: &str, value: u64, size: u64) -> DynamicSymbol {
+        DynamicSymbol {
+            name: name.to_owned(),
+            value: Addr(value),
+            size,
+            is_function: true,
+            is_data: false,
+            is_defined: true,
+        }
+    }
+
+    #[test]
+    fn the_code_of_malloc_reaches_from_the_function_before_to_the_one_after() {
+        let symbols = [
+            function("malloc", 0x2000, 0x100),
+            function("strlen", 0x9000, 0x10),
+            function("thrd_sleep", 0x1000, 0x40),
+            function("mallopt", 0x4000, 0x100),
+            function("free", 0x2200, 0x100),
+            function("mcheck", 0x5000, 0x10),
+        ];
+        let expected = AddrRange::new(Addr(0x1040), Addr(0x5000));
+        assert_eq!(code(&symbols), Some(expected));
+        assert_eq!(code(&symbols[1..3]), None);
+    }
+
+    #[test]
+    fn functions_far_apart_give_no_range() {
+        let symbols = [
+            function("malloc", 0x1000, 16),
+            function("free", 0x1000_0000, 16),
+        ];
+        assert_eq!(code(&symbols), None);
+    }
+
+    #[test]
+    fn a_return_address_near_the_top_of_the_stack_is_inside_malloc_unless_the_thread_sleeps() {
+        let exporters = [Exporter {
+            path: String::new(),
+            foreign: None,
+            is_glibc: true,
+            code: Some(AddrRange::new(Addr(0x1000), Addr(0x2000))),
+        }];
+        let mut memory = FakeMemory::zeroed(0x7000, 0x1000);
+        memory.set_word(0x7108, 0x1234);
+        let mut thread = Thread {
+            instruction_pointer: Addr(0x5000),
+            stack_pointer: Addr(0x7000),
+            ..Thread::default()
+        };
+        assert!(is_inside_malloc(&thread, &memory, &exporters));
+        thread.system_call = Some(202);
+        assert!(is_inside_malloc(&thread, &memory, &exporters));
+        thread.system_call = Some(0);
+        assert!(!is_inside_malloc(&thread, &memory, &exporters));
+        thread.instruction_pointer = Addr(0x1fff);
+        assert!(is_inside_malloc(&thread, &memory, &exporters));
+        thread = Thread {
+            stack_pointer: Addr(0x7400),
+            ..Thread::default()
+        };
+        assert!(!is_inside_malloc(&thread, &memory, &exporters));
+    }
+
+    #[test]
+    fn allocators_are_known_by_what_they_export_or_by_their_files() {
+        let named =
+            |file: &str, symbol: &str| foreign_allocator(file, &|name: &str| name == symbol);
+        assert_eq!(named("redis-server", "mallctl"), Some("jemalloc"));
+        assert_eq!(named("libtcmalloc_minimal.so.4", ""), Some("tcmalloc"));
+        assert_eq!(named("ld-musl-x86_64.so.1", ""), Some("musl malloc"));
+        assert_eq!(named("libc.so.6", "malloc"), None);
+    }
+}

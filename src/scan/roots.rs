@@ -1,0 +1,136 @@
+//! What is scanned first: all memory that may hold references and that no allocator owns.
+
+use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::heap::Heap;
+use crate::scan::threads;
+use crate::scan::{Root, RootKind, RootSource};
+use crate::snapshot::{Snapshot, Thread};
+
+/// Memory that is told from other memory, and what it is. `kind` is `None` for memory that is dead:
+/// stacks below the stack pointer, and those of threads that have ended.
+pub(super) struct Claim {
+    pub(super) range: AddrRange,
+    pub(super) kind: Option<RootKind>,
+    pub(super) name: String,
+}
+
+/// The roots of `snapshot`, without those of the classes in `excluded`. What `heap` owns is none.
+#[must_use]
+pub fn roots(snapshot: &Snapshot, heap: &Heap, excluded: &[RootKind]) -> Vec<Root> {
+    let mut claims = threads::claims(snapshot);
+    claims.extend(globals(snapshot));
+    claims.extend(other(snapshot));
+    let mut roots = memory_roots(claims, &heap.owned);
+    roots.extend(snapshot.threads.iter().map(registers));
+    roots.extend(snapshot.kernel_values.iter().map(|value| Root {
+        kind: RootKind::Kernel,
+        source: RootSource::Words(vec![value.value]),
+        name: value.holder.clone(),
+    }));
+    roots.retain(|root| !excluded.contains(&root.kind));
+    roots
+}
+
+/// Gives each address to the first claim on it.
+fn memory_roots(claims: Vec<Claim>, owned: &RangeSet) -> Vec<Root> {
+    let mut roots = Vec::new();
+    let mut taken = owned.clone();
+    // Claims of one class do not overlap each other, so the set is rebuilt once for each class.
+    for same in claims.chunk_by(|a, b| a.kind == b.kind) {
+        for claim in same {
+            let Some(kind) = claim.kind else { continue };
+            roots.extend(taken.gaps(claim.range).into_iter().map(|range| Root {
+                kind,
+                source: RootSource::Memory(range),
+                name: claim.name.clone(),
+            }));
+        }
+        let claimed = same.iter().map(|claim| claim.range);
+        taken = taken.ranges().iter().copied().chain(claimed).collect();
+    }
+    roots
+}
+
+fn globals(snapshot: &Snapshot) -> impl Iterator<Item = Claim> + '_ {
+    snapshot.modules.iter().flat_map(|module| {
+        let writable = module.segments.iter().filter(|segment| segment.writable);
+        writable.map(|segment| Claim {
+            range: segment.range,
+            kind: Some(RootKind::Globals),
+            name: format!("globals of {}", module.file_name()),
+        })
+    })
+}
+
+fn other(snapshot: &Snapshot) -> impl Iterator<Item = Claim> + '_ {
+    snapshot.regions.iter().map(|region| Claim {
+        range: region.range,
+        kind: Some(RootKind::Other),
+        name: if region.name.is_empty() {
+            format!("memory at {}", region.range.start)
+        } else {
+            region.name.clone()
+        },
+    })
+}
+
+/// The words of all registers. The vector state is taken as the processor stores it: every
+/// register is a multiple of 8 bytes, at a multiple of 8.
+fn registers(thread: &Thread) -> Root {
+    let vector = thread
+        .vector
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()));
+    Root {
+        kind: RootKind::Registers,
+        source: RootSource::Words(thread.general.iter().copied().chain(vector).collect()),
+        name: format!("registers of thread {}", thread.tid),
+    }
+}
+
+/// The range from `start` to `end`; empty where `end` is below.
+pub(super) fn between(start: Addr, end: Addr) -> AddrRange {
+    AddrRange::new(start, end.max(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(start: u64, end: u64, kind: Option<RootKind>) -> Claim {
+        Claim {
+            range: AddrRange::new(Addr(start), Addr(end)),
+            kind,
+            name: String::new(),
+        }
+    }
+
+    #[test]
+    fn each_address_belongs_to_the_first_claim_on_it_and_none_to_the_heap() {
+        let owned = [AddrRange::new(Addr(0x200), Addr(0x300))]
+            .into_iter()
+            .collect();
+        let claims = vec![
+            claim(0x500, 0x600, None),
+            claim(0x600, 0x700, Some(RootKind::Stacks)),
+            claim(0x100, 0x240, Some(RootKind::Globals)),
+            claim(0x100, 0x800, Some(RootKind::Other)),
+        ];
+        let found: Vec<_> = memory_roots(claims, &owned)
+            .into_iter()
+            .map(|root| match root.source {
+                RootSource::Memory(range) => (root.kind, range.start.0, range.end.0),
+                RootSource::Words(_) => unreachable!("claims are memory"),
+            })
+            .collect();
+        assert_eq!(
+            found,
+            [
+                (RootKind::Stacks, 0x600, 0x700),
+                (RootKind::Globals, 0x100, 0x200),
+                (RootKind::Other, 0x300, 0x500),
+                (RootKind::Other, 0x700, 0x800),
+            ]
+        );
+    }
+}
