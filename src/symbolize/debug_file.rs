@@ -1,6 +1,7 @@
 //! Separate debug files: found by build id, or by the name in `.gnu_debuglink`.
 
 use flate2::Crc;
+use goblin::elf::section_header::SHT_SYMTAB;
 
 use super::elf::{Bytes, ElfFile};
 use crate::platform::{RegularFile, TargetFiles};
@@ -42,13 +43,12 @@ pub(super) fn by_link(
     found.find(belongs)
 }
 
+/// The files at `path` that have symbols. A stripped file may name itself: debug files often have
+/// its name and lie elsewhere.
 fn candidates(files: &TargetFiles, path: &str) -> Vec<ElfFile<RegularFile>> {
     let found = [files.file(path), files.own_file(path)];
-    found
-        .into_iter()
-        .flatten()
-        .filter_map(ElfFile::parse)
-        .collect()
+    let files = found.into_iter().flatten().filter_map(ElfFile::parse);
+    files.filter(|elf| elf.has_symbols(SHT_SYMTAB)).collect()
 }
 
 /// The CRC-32 of a whole file.

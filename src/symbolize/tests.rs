@@ -292,6 +292,17 @@ fn a_debug_file_is_found_by_its_name_if_its_checksum_is_right() {
 }
 
 #[test]
+fn a_debug_file_may_have_the_name_of_its_library() {
+    let root = Root::new(&["-Wl,--build-id"]);
+    let debug = root.debug_file("libshop.so");
+    root.strip(&["--add-gnu-debuglink", text(&debug)]);
+    assert!(!root.has_hidden());
+    let place = root.path("root/usr/lib/debug/lib/libshop.so");
+    std::fs::copy(&debug, place).expect("the debug file");
+    assert!(root.has_hidden());
+}
+
+#[test]
 fn a_file_that_was_replaced_is_not_used() {
     let root = Root::new(&["-Wl,--build-id"]);
     let mut module = root.module();
@@ -501,31 +512,50 @@ impl Memory for OwnMemory {
     }
 }
 
-#[test]
-fn the_dynamic_symbols_of_a_live_c_library_are_complete() {
+fn own_memory() -> OwnMemory {
+    OwnMemory(std::fs::File::open("/proc/self/mem").expect("this process"))
+}
+
+/// The range and the path of this process's first mapping of a file that ends with `name`.
+fn own_mapping(name: &str) -> Option<(AddrRange, String)> {
     let maps = std::fs::read_to_string("/proc/self/maps").expect("the mappings");
-    let Some(line) = maps.lines().find(|line| line.ends_with("/libc.so.6")) else {
-        return; // Another C library.
-    };
-    let base = line.split('-').next().expect("an address");
-    let base = u64::from_str_radix(base, 16).expect("an address");
-    let path = Path::new(&line[line.find('/').expect("a path")..]);
-    let file = module(text(path), &std::fs::read(path).expect("the library"));
-    let moved =
-        |range: AddrRange| AddrRange::with_size(Addr(range.start.0 - BIAS + base), range.size());
-    let segments = file.segments.iter().map(|s| Segment {
-        range: moved(s.range),
+    let line = maps.lines().find(|line| line.ends_with(name))?;
+    let (start, rest) = line.split_once('-')?;
+    let (end, rest) = rest.split_once(' ')?;
+    let address = |digits| Some(Addr(u64::from_str_radix(digits, 16).ok()?));
+    let path = rest.rsplit(' ').next()?;
+    Some((
+        AddrRange::new(address(start)?, address(end)?),
+        path.to_owned(),
+    ))
+}
+
+/// `module`, which lies at [`BIAS`], moved to `base`.
+fn moved(module: Module, base: Addr) -> Module {
+    let move_range = |r: AddrRange| AddrRange::with_size(Addr(r.start.0 - BIAS + base.0), r.size());
+    let segments = module.segments.iter();
+    let segments = segments.map(|s| Segment {
+        range: move_range(s.range),
         ..*s
     });
-    let live = Module {
-        base: Addr(base),
-        bias: base,
+    Module {
+        base,
+        bias: base.0,
         segments: segments.collect(),
-        dynamic: file.dynamic.map(moved),
-        ..file.clone()
+        dynamic: module.dynamic.map(move_range),
+        ..module
+    }
+}
+
+#[test]
+fn the_dynamic_symbols_of_a_live_c_library_are_complete() {
+    let Some((range, path)) = own_mapping("/libc.so.6") else {
+        return; // Another C library.
     };
-    let memory = OwnMemory(std::fs::File::open("/proc/self/mem").expect("this process"));
-    let symbols = dynamic_symbols(&memory, &live);
+    let path = Path::new(&path);
+    let file = std::fs::read(path).expect("the library");
+    let live = moved(module(text(path), &file), range.start);
+    let symbols = dynamic_symbols(&own_memory(), &live);
     assert_eq!(
         symbols.len(),
         run("nm", &["-D", text(path)]).lines().count()
@@ -535,7 +565,27 @@ fn the_dynamic_symbols_of_a_live_c_library_are_complete() {
         .find(|symbol| symbol.name == "malloc")
         .expect("malloc");
     assert!(malloc.is_function && malloc.is_defined && malloc.size > 0);
-    assert_eq!(Some(malloc.value.0 - base), library_symbol(path, "malloc"));
+    let offset = malloc.value.0 - range.start.0;
+    assert_eq!(Some(offset), library_symbol(path, "malloc"));
+}
+
+#[test]
+fn the_dynamic_symbols_of_the_vdso_are_found() {
+    let Some((range, name)) = own_mapping("[vdso]") else {
+        return; // Switched off.
+    };
+    let size = usize::try_from(range.size()).expect("a small library");
+    let mut bytes = vec![0; size];
+    assert_eq!(own_memory().read(range.start, &mut bytes), size);
+    let vdso = moved(module(&name, &bytes), range.start);
+    let symbols = dynamic_symbols(&own_memory(), &vdso);
+    let clock = symbols
+        .iter()
+        .find(|symbol| symbol.name == "__vdso_clock_gettime");
+    assert!(
+        clock.is_some_and(|s| s.is_function && range.contains(s.value)),
+        "{symbols:?}"
+    );
 }
 
 #[test]
@@ -587,7 +637,7 @@ fn a_truncated_file_never_panics() {
     }
 }
 
-/// A file without contents that claims to be endless, with 64-byte sections everywhere.
+/// A file that claims to be endless and repeats its first 64 bytes.
 struct Endless(Vec<u8>);
 
 impl Bytes for Endless {
@@ -605,11 +655,16 @@ impl Bytes for Endless {
 }
 
 #[test]
-fn a_file_of_endless_size_costs_no_memory() {
-    let mut header = vec![0xff; 64];
+fn a_section_of_a_petabyte_is_not_read() {
+    let mut header = vec![0; 64];
     header[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
-    header[58..60].copy_from_slice(&64u16.to_le_bytes());
-    exercise(Endless(header));
+    // As a file's header: four section headers of 64 bytes at 64. As a section's: its size.
+    header[32..40].copy_from_slice(&(1u64 << 50).to_le_bytes());
+    header[40..48].copy_from_slice(&64u64.to_le_bytes());
+    header[58..64].copy_from_slice(&[64, 0, 4, 0, 1, 0]);
+    let elf = ElfFile::parse(Endless(header)).expect("an ELF file");
+    // Its section of names is that large, so no section has a name.
+    assert_eq!(elf.section(""), None);
 }
 
 proptest! {
