@@ -41,7 +41,7 @@ criterion_group!(benches, benchmarks);
 criterion_main!(benches);
 
 /// Blocks as glibc lays them out, with a header word before each. One word in 20 is a pointer:
-/// nearly every block is referenced by a random one below it, and the lowest by the only root.
+/// one block in 8 is referenced by the only root, and nearly all others by a random block below.
 struct Heap {
     blocks: Vec<Block>,
     bytes: Vec<u8>,
@@ -59,22 +59,27 @@ impl Heap {
         while heap.bytes.len() < offset(end) {
             heap.bytes.extend(random.next().to_le_bytes());
         }
-        for target in 1..BLOCKS {
-            if random.below(200) != 0 {
-                let from =
-                    heap.blocks[usize::try_from(random.below(target as u64)).expect("an index")];
-                let word = Addr(from.start.0 + 8 * random.below(from.size / 8));
-                heap.set_word(word, heap.blocks[target].start.0);
-            }
+        for target in 0..BLOCKS {
+            let word = heap.word_before(target, &mut random);
+            heap.set_word(word, heap.blocks[target].start.0);
         }
-        heap.set_word(Addr(BASE), heap.blocks[0].start.0);
         heap
+    }
+
+    /// A word that may reference `target`.
+    fn word_before(&self, target: usize, random: &mut Random) -> Addr {
+        if target % 8 == 0 {
+            return Addr(BASE + target as u64);
+        }
+        let from = usize::try_from(random.below(target as u64)).expect("an index");
+        let from = self.blocks[from];
+        Addr(from.start.0 + 8 * random.below(from.size / 8))
     }
 
     fn roots(&self) -> [Root; 1] {
         [Root {
             kind: RootKind::Globals,
-            source: RootSource::Memory(AddrRange::with_size(Addr(BASE), 8)),
+            source: RootSource::Memory(AddrRange::with_size(Addr(BASE), BLOCKS as u64)),
             name: "globals".to_owned(),
         }]
     }
@@ -95,7 +100,7 @@ impl Memory for Heap {
 
 /// Blocks whose sizes are distributed evenly over the magnitudes.
 fn blocks(random: &mut Random) -> Vec<Block> {
-    let mut start = Addr(BASE + 16);
+    let mut start = Addr(BASE + BLOCKS as u64 + 16);
     let block = |_| {
         let size = 16 << random.below(5);
         let size = (size + random.below(size)) / 16 * 16 + 8;

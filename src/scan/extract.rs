@@ -146,7 +146,7 @@ pub(super) fn extract(source: &Source<'_>, piece: &Piece) -> Result<Found, Inter
     match piece {
         Piece::Blocks(rows) => extractor.blocks(rows.clone())?,
         Piece::Part { row, part } => extractor.part(*row, *part)?,
-        Piece::Words { row } => extractor.edges.take_all(0, source.words(*row)),
+        Piece::Words { row } => extractor.edges.take(0, source.words(*row).iter().copied()),
     }
     Ok(extractor.finish())
 }
@@ -228,7 +228,7 @@ impl<'a> Extractor<'a> {
     }
 
     fn finish(mut self) -> Found {
-        self.edges.flush();
+        self.edges.flush(self.edges.taken);
         self.edges.found
     }
 }
@@ -301,50 +301,49 @@ impl<'a> Edges<'a> {
     fn take_words(&mut self, row: u32, start: Addr, bytes: &[u8]) {
         let skipped = (start.0.wrapping_neg() % 8) as usize;
         let (words, _) = bytes.get(skipped..).unwrap_or_default().as_chunks();
-        for word in words {
-            self.take(row, u64::from_le_bytes(*word));
-        }
+        self.take(row, words.iter().map(|word| u64::from_le_bytes(*word)));
     }
 
     /// Takes the words at all positions in `bytes`.
     fn take_bytes(&mut self, row: u32, bytes: &[u8]) {
-        for word in bytes.array_windows() {
-            self.take(row, u64::from_le_bytes(*word));
-        }
+        let words = bytes.array_windows();
+        self.take(row, words.map(|word| u64::from_le_bytes(*word)));
     }
 
-    fn take_all(&mut self, row: u32, words: &[u64]) {
-        for word in words {
-            self.take(row, *word);
-        }
-    }
-
-    /// Takes a word of a row. It is stored in any case: that is cheaper than a branch that the
+    /// Takes words of a row. Each is stored in any case: that is cheaper than a branch that the
     /// processor cannot foresee.
     #[inline]
-    fn take(&mut self, row: u32, value: u64) {
-        self.values[self.taken % BATCH] = value;
-        self.rows[self.taken % BATCH] = row;
-        self.taken += usize::from(self.index.may_find(value));
-        if self.taken == BATCH {
-            self.flush();
+    fn take(&mut self, row: u32, words: impl Iterator<Item = u64>) {
+        let index = self.index;
+        let mut taken = self.taken;
+        for word in words {
+            self.values[taken % BATCH] = word;
+            self.rows[taken % BATCH] = row;
+            taken += usize::from(index.may_find(word));
+            if taken == BATCH {
+                self.flush(taken);
+                taken = 0;
+            }
         }
+        self.taken = taken;
     }
 
-    /// Looks up the words that were taken, and adds those that are references.
+    /// Looks up the first `taken` words, and adds those that are references.
     #[inline(never)]
-    fn flush(&mut self) {
-        let taken = self.values[..self.taken].iter().zip(&self.rows);
-        for (value, row) in taken {
-            let Some(target) = self.index.find(*value) else {
-                continue;
-            };
-            if self.last != Some((*row, target)) {
-                self.last = Some((*row, target));
-                self.found.edges.push(target);
+    fn flush(&mut self, taken: usize) {
+        let values = &self.values[..taken];
+        // Two short loops: more loads that miss are under way at once than in a long one.
+        let mut targets = [0; BATCH];
+        for (target, value) in targets.iter_mut().zip(values) {
+            *target = self.index.candidate(*value);
+        }
+        for ((target, value), row) in targets.iter().zip(values).zip(&self.rows) {
+            let edge = Some((*row, *target));
+            if self.index.holds(*target, *value) && self.last != edge {
+                self.last = edge;
+                self.found.edges.push(*target);
                 self.found.counts[*row as usize] += 1;
             }
         }
-        self.taken = 0;
     }
 }
