@@ -90,6 +90,46 @@ impl std::fmt::Debug for Window<'_> {
     }
 }
 
+/// Copies of some parts of a memory, for when the memory itself is gone.
+#[derive(Clone, Debug, Default)]
+pub struct Excerpt {
+    /// Each part's range and where its bytes begin, in ascending order.
+    parts: Vec<(AddrRange, usize)>,
+    bytes: Vec<u8>,
+}
+
+impl Excerpt {
+    /// Copies `ranges`, which are in ascending order, as far as they can be read.
+    pub fn copy(memory: &dyn Memory, ranges: impl Iterator<Item = AddrRange>) -> Self {
+        let mut excerpt = Self::default();
+        for range in ranges {
+            let start = excerpt.bytes.len();
+            let size = usize::try_from(range.size()).unwrap_or(0);
+            excerpt.bytes.resize(start + size, 0);
+            let count = memory.read(range.start, &mut excerpt.bytes[start..]);
+            excerpt.bytes.truncate(start + count);
+            let copied = AddrRange::with_size(range.start, count as u64);
+            excerpt.parts.push((copied, start));
+        }
+        excerpt
+    }
+}
+
+impl Memory for Excerpt {
+    fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
+        let after = self.parts.partition_point(|(range, _)| range.start <= addr);
+        let part = after.checked_sub(1).map(|index| self.parts[index]);
+        let Some((range, start)) = part.filter(|(range, _)| range.contains(addr)) else {
+            return 0;
+        };
+        let available = usize::try_from(range.end.0 - addr.0).unwrap_or(usize::MAX);
+        let count = available.min(buf.len());
+        let at = start + usize::try_from(addr.0 - range.start.0).unwrap_or(0);
+        buf[..count].copy_from_slice(&self.bytes[at..at + count]);
+        count
+    }
+}
+
 /// Bytes at one address, for tests: everything else is unreadable.
 #[cfg(test)]
 #[derive(Clone, Debug)]
@@ -134,6 +174,23 @@ impl Memory for FakeMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_excerpt_holds_what_was_copied_and_nothing_else() {
+        let memory = FakeMemory {
+            base: 0x1000,
+            bytes: (0..100).collect(),
+        };
+        let ranges = [(0x1008, 8), (0x1050, 0x40)];
+        let ranges = ranges.map(|(start, size)| AddrRange::with_size(Addr(start), size));
+        let excerpt = Excerpt::copy(&memory, ranges.into_iter());
+        assert_eq!(excerpt.word(Addr(0x1008)), memory.word(Addr(0x1008)));
+        assert_eq!(excerpt.word(Addr(0x1009)), None);
+        let mut buf = [0; 100];
+        assert_eq!(excerpt.read(Addr(0x1050), &mut buf), 20);
+        assert_eq!(buf[19], 99);
+        assert_eq!(excerpt.read(Addr(0x1000), &mut buf), 0);
+    }
 
     #[test]
     fn word_is_none_when_its_last_byte_is_unreadable() {

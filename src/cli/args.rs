@@ -131,6 +131,11 @@ pub(crate) struct WhichArgs {
 }
 
 impl TargetArgs {
+    /// Says whether several processes may be meant.
+    pub(crate) fn is_all(&self) -> bool {
+        self.all
+    }
+
     /// Which of several processes of the name is meant.
     pub(crate) fn choice(&self) -> Choice {
         match (self.newest, self.oldest, self.all) {

@@ -1,11 +1,11 @@
 //! What goes to standard error when a command could not do its work.
 
 use std::io::{self, Write};
-use std::time::{Duration, SystemTime};
 
 use super::ExitStatus;
 use super::panic::Bug;
 use crate::platform::{FindError, ProcessInfo, user_name};
+use crate::report::rfc3339;
 
 /// Prints what clap says about wrong usage; help and version, which were asked for, are no error.
 pub(crate) fn report_usage(error: &clap::Error) -> ExitStatus {
@@ -63,12 +63,12 @@ fn describe(error: &anyhow::Error) -> String {
 
 /// The processes as a table with a header, in columns.
 fn table(processes: &[ProcessInfo]) -> String {
-    let mut rows = vec![["PID", "USER", "STARTED (UTC)", "COMMAND"].map(str::to_owned)];
+    let mut rows = vec![["PID", "USER", "STARTED", "COMMAND"].map(str::to_owned)];
     rows.extend(processes.iter().map(|process| {
         [
             process.pid.to_string(),
             user_name(process.uid),
-            utc(process.started),
+            rfc3339(process.started),
             printable(&process.command()),
         ]
     }));
@@ -86,38 +86,10 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-/// `2026-11-22 14:03:11`, in UTC.
-fn utc(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH);
-    let seconds = since.unwrap_or(Duration::ZERO).as_secs();
-    let (year, month, day) = civil(seconds / 86_400);
-    let of_day = seconds % 86_400;
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
-}
-
-/// The year, month and day, `days` after 1 January 1970.
-///
-/// It counts in years that begin in March, so that the leap day is the last one, and in eras of
-/// 400 years, which all have the same number of days.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
     use anyhow::Context;
 
     use super::*;
@@ -152,9 +124,9 @@ mod tests {
         let text = describe(&error.into());
         insta::assert_snapshot!(text, @r"
         rleaks: 2 processes are named app: give a pid, or choose with --newest, --oldest or --all
-         PID  USER        STARTED (UTC)        COMMAND
-           7  4294967288  2026-11-22 14:03:11  ./app a
-        1234  4294967288  2026-11-22 14:03:11  ./app �[2J
+         PID  USER        STARTED               COMMAND
+           7  4294967288  2026-11-22T14:03:11Z  ./app a
+        1234  4294967288  2026-11-22T14:03:11Z  ./app �[2J
         ");
     }
 
@@ -165,22 +137,5 @@ mod tests {
         assert_eq!(report(&plain), ExitStatus::Done);
         let json = anyhow::Error::from(serde_json::Error::io(pipe()));
         assert_eq!(report(&json), ExitStatus::Done);
-    }
-
-    #[test]
-    fn days_become_dates() {
-        let table = [
-            (0, (1970, 1, 1)),
-            (58, (1970, 2, 28)),
-            (59, (1970, 3, 1)),
-            (11_016, (2000, 2, 29)),
-            (11_017, (2000, 3, 1)),
-            (20_779, (2026, 11, 22)),
-            (47_540, (2100, 2, 28)),
-            (47_541, (2100, 3, 1)),
-        ];
-        for (days, date) in table {
-            assert_eq!(civil(days), date);
-        }
     }
 }

@@ -1,17 +1,115 @@
 //! `rleaks heap`: the zones of a process's heap and, in JSON, its live blocks.
 
-use anyhow::bail;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use anyhow::Context;
+use serde::Serialize;
 
 use super::ExitStatus;
 use super::args::HeapArgs;
+use super::capture::capture;
 use super::target;
+use crate::heap::Heap;
+use crate::platform::Target;
+use crate::report::text::Size;
+use crate::snapshot::Method;
+
+/// What `rleaks heap --json` prints of one process. Addresses are strings, sizes are bytes.
+#[derive(Serialize)]
+struct HeapDocument {
+    schema_version: u32,
+    pid: u32,
+    zones: Vec<ZoneEntry>,
+    blocks: Vec<BlockEntry>,
+    /// All memory that the allocators own: blocks, free memory and their own data.
+    owned: Vec<RangeEntry>,
+}
+
+#[derive(Serialize)]
+struct ZoneEntry {
+    id: u32,
+    name: String,
+    allocator: String,
+    blocks: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct BlockEntry {
+    address: String,
+    size: u64,
+    zone: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct RangeEntry {
+    start: String,
+    end: String,
+}
 
 /// Lists the zones of each target.
 pub(crate) fn heap(args: &HeapArgs) -> anyhow::Result<ExitStatus> {
-    let targets = target::find(&args.target)?;
-    let _ = &args.json;
-    bail!(
-        "cannot list the heap of {} processes: not there yet",
-        targets.len()
-    )
+    for process in target::find(&args.target)? {
+        let target = Target::open(process.pid)?;
+        let captured = capture(&target, Method::Copy)?;
+        print(process.pid, &captured.heap, args)?;
+    }
+    Ok(ExitStatus::Done)
+}
+
+fn print(pid: u32, heap: &Heap, args: &HeapArgs) -> anyhow::Result<()> {
+    let stdout = io::stdout();
+    match &args.json {
+        None => write_text(pid, heap, &mut stdout.lock()),
+        Some(path) if path == Path::new("-") => write_json(pid, heap, &mut stdout.lock()),
+        Some(path) => File::create(path).and_then(|mut file| write_json(pid, heap, &mut file)),
+    }
+    .context("cannot write the heap")
+}
+
+fn write_text(pid: u32, heap: &Heap, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "Process {pid}: {} blocks, {}",
+        heap.blocks.len(),
+        Size(heap.bytes())
+    )?;
+    writeln!(out, "{:>12} {:>12}  ZONE", "BLOCKS", "BYTES")?;
+    for zone in &heap.zones {
+        let bytes = Size(zone.bytes).to_string();
+        writeln!(out, "{:>12} {bytes:>12}  {}", zone.blocks, zone.name)?;
+    }
+    Ok(())
+}
+
+fn write_json(pid: u32, heap: &Heap, out: &mut dyn Write) -> io::Result<()> {
+    let zones = (0..).zip(&heap.zones).map(|(id, zone)| ZoneEntry {
+        id,
+        name: zone.name.clone(),
+        allocator: zone.allocator.clone(),
+        blocks: zone.blocks,
+        bytes: zone.bytes,
+    });
+    let blocks = heap.blocks.iter().map(|block| BlockEntry {
+        address: block.start.to_string(),
+        size: block.size,
+        zone: heap.zone_at(block.start),
+    });
+    let owned = heap.owned.ranges().iter().map(|range| RangeEntry {
+        start: range.start.to_string(),
+        end: range.end.to_string(),
+    });
+    let document = HeapDocument {
+        schema_version: 1,
+        pid,
+        zones: zones.collect(),
+        blocks: blocks.collect(),
+        owned: owned.collect(),
+    };
+    let mut out = BufWriter::new(out);
+    serde_json::to_writer(&mut out, &document)?;
+    out.write_all(b"\n")?;
+    out.flush()
 }

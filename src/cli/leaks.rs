@@ -1,24 +1,229 @@
 //! `rleaks TARGET`: the leaks of a running process.
 
-use anyhow::bail;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use anyhow::Context;
+use rayon::prelude::*;
 
 use super::ExitStatus;
-use super::args::LeaksArgs;
+use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
+use super::capture::capture;
+use super::error;
+use super::phases::Phases;
 use super::target;
+use crate::heap::Heap;
+use crate::memory::{Excerpt, Memory};
+use crate::platform::{Target, TargetFiles, interrupt_flag};
+use crate::report::{Report, json, text};
+use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, RootKind};
+use crate::snapshot::{Method, Snapshot};
+use crate::symbolize::{Describer, Description, Symbolizer};
+use crate::warning::{Bias, Warning};
 
-/// Scans each target and prints a report for each.
+/// The bytes of a leaked block that say what it is.
+const DESCRIBED_BYTES: u64 = 4096;
+
+/// Scans each target and prints a report for each. A target that cannot be scanned does not keep
+/// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    let processes = target::find(&args.target)?;
+    if let [process] = processes.as_slice() {
+        return scan_and_print(process.pid, args);
+    }
     let mut status = ExitStatus::Done;
-    for process in target::find(&args.target)? {
-        if scan_and_print(process.pid, args)? == ExitStatus::Leaks {
-            status = ExitStatus::Leaks;
-        }
+    for process in processes {
+        let one = scan_and_print(process.pid, args)
+            .with_context(|| format!("cannot scan process {}", process.pid));
+        let one = one.unwrap_or_else(|error| error::report(&error));
+        status = status.max(one);
     }
     Ok(status)
 }
 
 /// Scans the process `pid` and prints its report.
 pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
-    let _ = (&args.scan, &args.output);
-    bail!("cannot scan process {pid}: scanning is not there yet")
+    let mut phases = Phases::new(&args.output);
+    let report = scan(pid, args, &mut phases)?;
+    phases.finish();
+    print(&report, args)?;
+    Ok(if report.has_leaks() {
+        ExitStatus::Leaks
+    } else {
+        ExitStatus::Done
+    })
+}
+
+fn scan(pid: u32, args: &LeaksArgs, phases: &mut Phases) -> anyhow::Result<Report> {
+    use_threads(&args.scan)?;
+    phases.begin("capture the target and walk its heap");
+    let target = Target::open(pid)?;
+    let captured = capture(&target, args.scan.snapshot.into())?;
+    let mut snapshot = captured.snapshot;
+    // The target's files are pinned while it lives; its symbols are read later.
+    let files = TargetFiles::of_process(pid);
+
+    phases.begin("extract references");
+    let index = BlockIndex::new(&captured.heap.blocks)?;
+    let graph = extract(&snapshot, &captured.heap, &index, &args.scan)?;
+    phases.begin("mark");
+    let marks = scan::mark(&graph);
+    let leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
+
+    let excerpt = captured.stopped.map(|stopped| {
+        let excerpt = leak_starts(&snapshot, &captured.heap, &leaks);
+        stopped.release(&mut snapshot);
+        excerpt
+    });
+    phases.begin("describe leaks");
+    let memory: &dyn Memory = match &excerpt {
+        Some(excerpt) => excerpt,
+        None => &*snapshot.memory,
+    };
+    let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
+    let describer = Describer::new(memory, &symbolizer, &captured.heap);
+    let descriptions = describe(&describer, &captured.heap, &leaks, &args.output);
+    let described = |leak: &Leak| {
+        let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
+        index.map_or_else(
+            |_| Description::default(),
+            |index| descriptions[index].clone(),
+        )
+    };
+    let mut report = Report::new(
+        &snapshot,
+        &captured.heap,
+        &leaks,
+        described,
+        phases.elapsed(),
+    );
+    report.warnings.extend(unreadable(&graph));
+    Ok(report)
+}
+
+/// Sets the number of threads, once: a second target finds it set.
+fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
+    static SET: std::sync::Once = std::sync::Once::new();
+    let mut result = Ok(());
+    if let Some(threads) = args.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
+        SET.call_once(|| result = pool.build_global());
+    }
+    result.context("cannot start the threads that --threads asks for")
+}
+
+fn extract(
+    snapshot: &Snapshot,
+    heap: &Heap,
+    index: &BlockIndex<'_>,
+    args: &ScanArgs,
+) -> anyhow::Result<Graph> {
+    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+    let roots = scan::roots(snapshot, heap, &excluded);
+    let alignment = if args.unaligned {
+        Alignment::Bytes
+    } else {
+        Alignment::Words
+    };
+    let interrupted = || interrupt_flag().load(Ordering::Relaxed);
+    Ok(Graph::extract(
+        &*snapshot.memory,
+        index,
+        &roots,
+        alignment,
+        &interrupted,
+    )?)
+}
+
+/// The starts of the leaked blocks, to be described when the target runs again.
+fn leak_starts(snapshot: &Snapshot, heap: &Heap, leaks: &[Leak]) -> Excerpt {
+    let ranges = leaks.iter().filter_map(|leak| {
+        let mut range = heap.blocks.get(usize::try_from(leak.block).ok()?)?.range();
+        range.end = range.end.min(range.start.saturating_add(DESCRIBED_BYTES));
+        Some(range)
+    });
+    Excerpt::copy(&*snapshot.memory, ranges)
+}
+
+fn describe(
+    describer: &Describer<'_>,
+    heap: &Heap,
+    leaks: &[Leak],
+    output: &OutputArgs,
+) -> Vec<Description> {
+    leaks
+        .par_iter()
+        .map(|leak| {
+            let block = usize::try_from(leak.block)
+                .ok()
+                .and_then(|b| heap.blocks.get(b));
+            match block {
+                None => Description::default(),
+                Some(block) if output.no_content => Description {
+                    type_name: describer.type_name(block),
+                    content: None,
+                },
+                Some(block) => describer.describe(block),
+            }
+        })
+        .collect()
+}
+
+fn unreadable(graph: &Graph) -> Option<Warning> {
+    let bytes = graph.unreadable_bytes();
+    (bytes > 0).then(|| {
+        Warning::new(
+            "memory_unreadable",
+            format!("{bytes} bytes of roots and blocks could not be read"),
+            Bias::FalseLeaks,
+        )
+    })
+}
+
+fn print(report: &Report, args: &LeaksArgs) -> anyhow::Result<()> {
+    match &args.output.json {
+        Some(path) if path != Path::new("-") => {
+            let name = path.display();
+            let file = File::create(path).with_context(|| format!("cannot create {name}"))?;
+            let mut out = BufWriter::new(file);
+            json::write_pretty(report, &mut out)
+                .and_then(|()| out.flush())
+                .with_context(|| format!("cannot write {name}"))
+        }
+        json => {
+            let mut out = BufWriter::new(anstream::stdout().lock());
+            let written = match json {
+                Some(_) if args.target.is_all() => json::write_line(report, &mut out),
+                Some(_) => json::write_pretty(report, &mut out),
+                None => text::write(report, &options(&args.output), &mut out),
+            };
+            written
+                .and_then(|()| out.flush())
+                .context("cannot write the report")
+        }
+    }
+}
+
+fn options(output: &OutputArgs) -> text::TextOptions {
+    text::TextOptions {
+        layout: match (output.list, output.group_by_type) {
+            (true, _) => text::Layout::List,
+            (_, true) => text::Layout::Types,
+            _ => text::Layout::Trees,
+        },
+        quiet: output.quiet,
+        limit: Some(output.limit.unwrap_or(text::DEFAULT_LIMIT)),
+        palette: text::Palette::colored(),
+    }
+}
+
+impl From<SnapshotMethod> for Method {
+    fn from(method: SnapshotMethod) -> Self {
+        match method {
+            SnapshotMethod::Copy => Self::Copy,
+            SnapshotMethod::Stream => Self::Stream,
+        }
+    }
 }

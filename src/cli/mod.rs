@@ -1,6 +1,7 @@
 //! The command line: what was typed, and one file per command.
 
 mod args;
+mod capture;
 mod demo;
 mod demo_target;
 mod error;
@@ -8,6 +9,7 @@ mod heap;
 mod help;
 mod leaks;
 mod panic;
+mod phases;
 mod schema;
 mod target;
 
@@ -18,7 +20,7 @@ use clap::Parser;
 use args::{Args, Command};
 
 /// What a command came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ExitStatus {
     /// The command did its work, and where it looks for leaks, it found none.
     Done,

@@ -13,24 +13,7 @@ use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::scan::{self, LeakKind};
 use crate::snapshot::{self, Method, Process, Snapshot};
-
-/// What is known about the inside of a leaked block.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Description {
-    /// The type of what is in it, such as a C++ class.
-    pub type_name: Option<String>,
-    /// The string in it.
-    pub content: Option<Content>,
-}
-
-/// A string in a leaked block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
-    /// The length in bytes of the whole string.
-    pub length: u64,
-    /// The string, or its beginning, quoted and escaped: `"hello\n"`.
-    pub text: String,
-}
+use crate::symbolize::Description;
 
 impl Report {
     /// Builds the report of `leaks`, which name blocks of `heap`. `describe` is asked once for

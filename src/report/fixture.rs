@@ -4,12 +4,13 @@ use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::group::groups;
-use super::{Content, Description, Frame, Offset, Report, Stack, StackLogMode};
+use super::{Frame, Offset, Report, Stack, StackLogMode};
 use crate::addr::{Addr, AddrRange};
 use crate::heap::{Block, Heap, Zone};
 use crate::memory::FakeMemory;
 use crate::scan::{self, LeakKind};
 use crate::snapshot::{Capture, Method, Process, Snapshot, Thread};
+use crate::symbolize::{Content, Description};
 use crate::warning::{Bias, Warning};
 
 const HEAP: AddrRange = AddrRange {

@@ -17,10 +17,10 @@ mod contract;
 #[cfg(test)]
 mod fixture;
 
-pub use build::{Content, Description};
 pub use hex::Offset;
 pub use model::{
     Capture, CaptureMethod, Frame, Group, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack,
     StackLog, StackLogMode, Summary, Target, TargetKind, Zone,
 };
 pub use schema::write_schema;
+pub use time::rfc3339;

@@ -11,7 +11,8 @@ const DAYS_BEFORE_1970: u64 = 719_468;
 /// Writes an instant as RFC 3339 does, in UTC and without fractions of a second:
 /// `2026-11-22T14:03:11Z`. A clock before 1970 is taken for a clock that was never set, and gives
 /// 1970-01-01T00:00:00Z.
-pub(super) fn rfc3339(instant: SystemTime) -> String {
+#[must_use]
+pub fn rfc3339(instant: SystemTime) -> String {
     let seconds = instant
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());

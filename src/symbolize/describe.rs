@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::preview::{self, Rest};
 use super::symbolizer::{DataSymbol, Symbolizer};
-use crate::addr::{Addr, RangeSet};
+use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::memory::Memory;
 
@@ -42,7 +42,6 @@ pub struct Describer<'a> {
     memory: &'a dyn Memory,
     symbolizer: &'a Symbolizer<'a>,
     heap: &'a Heap,
-    metadata: &'a RangeSet,
     /// The type for each first word that points into a module: leaks have few different ones.
     types: RwLock<FxHashMap<u64, Option<String>>>,
 }
@@ -50,20 +49,14 @@ pub struct Describer<'a> {
 impl<'a> Describer<'a> {
     /// A describer of blocks of `heap`.
     ///
-    /// A first word that points into memory of the heap or into `metadata` (allocators' variables
-    /// such as glibc's `main_arena`) says nothing: it may be left over from a free list.
+    /// A first word that points into what the heap owns, variables of the allocator such as glibc's
+    /// `main_arena` included, says nothing: it may be left over from a free list.
     #[must_use]
-    pub fn new(
-        memory: &'a dyn Memory,
-        symbolizer: &'a Symbolizer<'a>,
-        heap: &'a Heap,
-        metadata: &'a RangeSet,
-    ) -> Self {
+    pub fn new(memory: &'a dyn Memory, symbolizer: &'a Symbolizer<'a>, heap: &'a Heap) -> Self {
         Self {
             memory,
             symbolizer,
             heap,
-            metadata,
             types: RwLock::default(),
         }
     }
@@ -97,9 +90,8 @@ impl<'a> Describer<'a> {
 
     fn type_by_first_word(&self, head: &[u8]) -> Option<String> {
         let word = u64::from_le_bytes(*head.first_chunk()?);
-        let is_telling = self.symbolizer.is_in_module(Addr(word))
-            && !self.metadata.contains(Addr(word))
-            && !self.heap.owned.contains(Addr(word));
+        let is_telling =
+            self.symbolizer.is_in_module(Addr(word)) && !self.heap.owned.contains(Addr(word));
         is_telling.then(|| self.pointed_type(word))?
     }
 

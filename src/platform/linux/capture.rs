@@ -1,7 +1,9 @@
 //! From a process id to a [`Snapshot`]: survey, stop, capture, let go.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -57,13 +59,17 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 /// A process that is to be captured.
+#[derive(Clone, Debug)]
+pub struct Target(Rc<Opened>);
+
+/// The process's files, and how long it stood still so far, stop by stop.
 #[derive(Debug)]
-pub struct Target {
+struct Opened {
     pid: u32,
     process: Process,
     pagemap: PageMap,
     memory: ProcessMemory,
-    pauses: Vec<Duration>,
+    pauses: RefCell<Vec<Duration>>,
 }
 
 /// What was found before the target was stopped, so that the stop is short.
@@ -89,8 +95,8 @@ impl std::fmt::Debug for Survey {
 
 /// The target while it stands still. Dropping it lets the target go on.
 #[derive(Debug)]
-pub struct Stopped<'a> {
-    target: &'a mut Target,
+pub struct Stopped {
+    target: Target,
     suspended: Option<Suspended>,
     taken_at: SystemTime,
     /// Its threads with their registers.
@@ -109,25 +115,19 @@ impl Target {
             return Err(SuspendError::NoSuchProcess(pid).into());
         }
         let memory = ProcessMemory::new(i32::try_from(pid).unwrap_or(i32::MAX), open(pid, "mem")?);
-        Ok(Self {
+        Ok(Self(Rc::new(Opened {
             pid,
             process: process(pid),
             pagemap: PageMap::new(open(pid, "pagemap")?),
             memory,
-            pauses: Vec::new(),
-        })
+            pauses: RefCell::default(),
+        })))
     }
 
     /// The target's memory as it is now, whether the target runs or not.
     #[must_use]
     pub fn memory(&self) -> &dyn Memory {
-        &self.memory
-    }
-
-    /// How long the target stood still, stop by stop.
-    #[must_use]
-    pub fn pauses(&self) -> &[Duration] {
-        &self.pauses
+        &self.0.memory
     }
 
     /// Finds out what there is to capture and, for a copy, allocates the memory. The target runs.
@@ -136,10 +136,10 @@ impl Target {
     /// Says so when the target has ended or may not be read.
     pub fn survey(&self, method: Method) -> Result<Survey, CaptureError> {
         let regions = self.regions()?;
-        let uses = regions::parse_smaps(&read(self.pid, "smaps")?);
-        let modules = snapshot::modules(&self.memory, &regions);
-        let plan = Plan::new(&regions, &uses, &self.pagemap)
-            .map_err(|source| proc_error(self.pid, "pagemap", source))?;
+        let uses = regions::parse_smaps(&read(self.0.pid, "smaps")?);
+        let modules = snapshot::modules(&self.0.memory, &regions);
+        let plan = Plan::new(&regions, &uses, &self.0.pagemap)
+            .map_err(|source| proc_error(self.0.pid, "pagemap", source))?;
         let wanted = plan.bytes() + plan.bytes() / 16 + SLACK;
         let mut survey = Survey {
             uses,
@@ -160,27 +160,27 @@ impl Target {
     /// # Errors
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
-    pub fn stop(&mut self) -> Result<Stopped<'_>, CaptureError> {
-        let suspended = Suspended::stop(self.pid, interrupt_flag())?;
+    pub fn stop(&self) -> Result<Stopped, CaptureError> {
+        let suspended = Suspended::stop(self.0.pid, interrupt_flag())?;
         let taken_at = SystemTime::now();
         let mut threads = Vec::new();
         for tid in suspended.threads() {
-            match registers::read(self.pid, tid) {
+            match registers::read(self.0.pid, tid) {
                 Ok(thread) => threads.push(thread),
                 // Killed while it stood still.
                 Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
-                Err(error) => return Err(SuspendError::Other(self.pid, error).into()),
+                Err(error) => return Err(SuspendError::Other(self.0.pid, error).into()),
             }
         }
         if threads.is_empty() {
-            return Err(SuspendError::NoSuchProcess(self.pid).into());
+            return Err(SuspendError::NoSuchProcess(self.0.pid).into());
         }
         if threads.iter().any(Thread::is_32_bit) {
-            return Err(CaptureError::Architecture(self.pid));
+            return Err(CaptureError::Architecture(self.0.pid));
         }
         let regions = self.regions()?;
         Ok(Stopped {
-            target: self,
+            target: self.clone(),
             suspended: Some(suspended),
             taken_at,
             threads,
@@ -189,10 +189,10 @@ impl Target {
     }
 
     fn regions(&self) -> Result<Vec<Region>, CaptureError> {
-        let regions = regions::parse_maps(&read(self.pid, "maps")?);
+        let regions = regions::parse_maps(&read(self.0.pid, "maps")?);
         if regions.is_empty() {
             // A zombie and a kernel thread have no memory.
-            return Err(SuspendError::NoMemory(self.pid).into());
+            return Err(SuspendError::NoMemory(self.0.pid).into());
         }
         Ok(regions)
     }
@@ -223,11 +223,11 @@ impl Survey {
     }
 }
 
-impl Stopped<'_> {
+impl Stopped {
     /// The target's memory.
     #[must_use]
     pub fn memory(&self) -> &dyn Memory {
-        &self.target.memory
+        &self.target.0.memory
     }
 
     /// Says whether modules were loaded or unloaded since the survey.
@@ -242,11 +242,11 @@ impl Stopped<'_> {
     /// # Errors
     /// Says so when the page map cannot be read or memory cannot be had. Then the target runs on.
     pub fn capture(mut self, survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
-        let pid = self.target.pid;
-        let plan = Plan::new(&self.regions, &survey.uses, &self.target.pagemap)
+        let pid = self.target.0.pid;
+        let plan = Plan::new(&self.regions, &survey.uses, &self.target.0.pagemap)
             .map_err(|source| proc_error(pid, "pagemap", source))?;
         let mut snapshot = Snapshot {
-            process: self.target.process.clone(),
+            process: self.target.0.process.clone(),
             capture: Capture {
                 taken_at: self.taken_at,
                 method: survey.method,
@@ -256,7 +256,7 @@ impl Stopped<'_> {
                 memory_bytes: plan.bytes(),
             },
             modules: if self.has_other_modules(&survey) {
-                snapshot::modules(&self.target.memory, &self.regions)
+                snapshot::modules(&self.target.0.memory, &self.regions)
             } else {
                 survey.modules
             },
@@ -294,7 +294,7 @@ impl Stopped<'_> {
             buffer
         };
         let interrupted: &AtomicBool = interrupt_flag();
-        let copied = CopiedMemory::copy(plan, &self.target.memory, buffer, interrupted);
+        let copied = CopiedMemory::copy(plan, &self.target.0.memory, buffer, interrupted);
         if interrupted.load(Ordering::Relaxed) {
             return Err(SuspendError::Interrupted.into());
         }
@@ -304,7 +304,7 @@ impl Stopped<'_> {
     fn resume(&mut self) {
         if let Some(suspended) = self.suspended.take() {
             let pause = suspended.resume();
-            self.target.pauses.push(pause);
+            self.target.0.pauses.borrow_mut().push(pause);
         }
     }
 
@@ -315,7 +315,7 @@ impl Stopped<'_> {
     }
 }
 
-impl Drop for Stopped<'_> {
+impl Drop for Stopped {
     fn drop(&mut self) {
         self.resume();
     }
@@ -323,10 +323,11 @@ impl Drop for Stopped<'_> {
 
 impl Target {
     fn account(&self, snapshot: &mut Snapshot) {
+        let pauses = self.0.pauses.borrow();
         let capture = &mut snapshot.capture;
-        capture.stops = u32::try_from(self.pauses.len()).unwrap_or(u32::MAX);
-        capture.pause = self.pauses.iter().sum();
-        capture.longest_pause = self.pauses.iter().max().copied().unwrap_or_default();
+        capture.stops = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
+        capture.pause = pauses.iter().sum();
+        capture.longest_pause = pauses.iter().max().copied().unwrap_or_default();
     }
 }
 

@@ -6,7 +6,11 @@ const UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
 /// A size in bytes, with three significant digits and base 1024: `208 bytes`, `1.56K`, `153K`.
 /// From 1000 to 1023 of a unit there are four digits.
-pub(super) struct Size(pub(super) u64);
+#[derive(Clone, Copy, Debug)]
+pub struct Size(
+    /// The size in bytes.
+    pub u64,
+);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,7 +24,7 @@ impl fmt::Display for Size {
             value /= 1024.0;
             unit += 1;
         }
-        write!(f, "{value:.*}{}", decimals(value), UNITS[unit])
+        f.pad(&format!("{value:.*}{}", decimals(value), UNITS[unit]))
     }
 }
 
