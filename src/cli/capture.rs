@@ -6,7 +6,6 @@ use crate::heap::{self, Exporter, Heap};
 use crate::memory::Memory;
 use crate::platform::{CaptureError, Stopped, Survey, SuspendError, Target, interrupt_flag};
 use crate::snapshot::{Method, Snapshot};
-use crate::warning::Warning;
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
 const MAX_STOPS: u32 = 20;
@@ -61,9 +60,10 @@ fn attempt(target: &Target, method: Method) -> anyhow::Result<Option<Captured>> 
 fn last_attempt(target: &Target, method: Method) -> anyhow::Result<Captured> {
     let (survey, exporters) = survey(target, method)?;
     let stopped = target.stop()?;
+    let inside_malloc = is_inside_malloc(&stopped, &exporters);
     let (mut snapshot, stopped) = stopped.capture(survey)?;
     let walk = heap::walk(&snapshot, &exporters)?;
-    let (heap, warnings): (Heap, Vec<Warning>) = walk.tolerate()?;
+    let (heap, warnings) = walk.settle(inside_malloc)?;
     snapshot.warnings.extend(warnings);
     snapshot
         .warnings

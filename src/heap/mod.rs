@@ -90,13 +90,16 @@ impl Walk {
         self.problems.is_empty()
     }
 
-    /// Takes the heap although a thread was stopped inside malloc: what that explains becomes a
-    /// warning.
+    /// Takes the heap at the last stop. Where a thread stood inside malloc, what that explains
+    /// becomes a warning.
     ///
     /// # Errors
     /// Says what it does not explain.
-    pub fn tolerate(self) -> Result<(Heap, Vec<Warning>), HeapError> {
-        let is_explained = self.problems.iter().all(Problem::is_in_flux);
+    pub fn settle(self, inside_malloc: bool) -> Result<(Heap, Vec<Warning>), HeapError> {
+        let is_explained = self
+            .problems
+            .iter()
+            .all(|problem| inside_malloc && problem.is_in_flux());
         if !is_explained {
             return Err(HeapError::Inconsistent(self.problems));
         }

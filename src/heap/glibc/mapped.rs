@@ -85,10 +85,9 @@ impl Layout {
     /// The chunk of the mapping that starts at `base`. An aligned allocation moves the header and
     /// leaves the old one, perfectly valid, in front: the moved one counts.
     fn chunk_at(self, memory: &dyn Memory, base: Addr, limit: Addr) -> Option<MappedChunk> {
-        let plain = self.chunk(memory, base, 0, limit);
         self.moved_within_page(memory, base, limit)
-            .or_else(|| self.moved_by_pages(memory, base, limit, plain?))
-            .or(plain)
+            .or_else(|| self.moved_by_pages(memory, base, limit))
+            .or_else(|| self.chunk(memory, base, 0, limit))
     }
 
     /// A user address below `base` + a page is a power of two from `base`.
@@ -104,16 +103,17 @@ impl Layout {
     }
 
     /// A user address farther away is a multiple of the page size from `base`, and within what the
-    /// old header covers.
-    fn moved_by_pages(
-        self,
-        memory: &dyn Memory,
-        base: Addr,
-        limit: Addr,
-        plain: MappedChunk,
-    ) -> Option<MappedChunk> {
-        let pages = plain.mapping.size() / PAGE;
-        (2..pages)
+    /// old header covers. That may be more than there is now: `realloc` may have shrunk the mapping.
+    fn moved_by_pages(self, memory: &dyn Memory, base: Addr, limit: Addr) -> Option<MappedChunk> {
+        let old_size = memory.word(base.checked_add(8)?)?;
+        let is_old_header = memory.word(base)? & !self.offset_flags == 0
+            && old_size & FLAGS == IS_MMAPPED
+            && ((old_size & !FLAGS) + self.behind).is_multiple_of(PAGE);
+        if !is_old_header {
+            return None;
+        }
+        let pages = old_size.min(limit.0.saturating_sub(base.0)) / PAGE;
+        (2..=pages)
             .map(|page| page * PAGE - HEADER)
             .find_map(|offset| self.chunk(memory, base, offset, limit))
     }
@@ -283,6 +283,16 @@ mod tests {
             assert_eq!(chunk.block.start.0, BASE + moved + 16, "{moved:#x}");
             assert_eq!(chunk.mapping.size(), 0x9000, "{moved:#x}");
         }
+    }
+
+    #[test]
+    fn a_moved_header_is_found_after_the_mapping_was_shrunk() {
+        let memory = with_headers(&[(0, 0, 0x9_0000 | 2), (0xfff0, 0xfff0, 0x1010 | 2)]);
+        let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+        assert_eq!(
+            (chunk.block.start.0, chunk.block.size),
+            (BASE + 0x1_0000, 0x1000)
+        );
     }
 
     #[test]
