@@ -158,8 +158,8 @@ mod tests {
 
     #[test]
     fn nothing_is_marked_without_roots_or_blocks() {
-        assert_eq!(marked(&Graph::from_edges(2, &[(0, 1)], &[])), []);
-        assert_eq!(marked(&Graph::from_edges(0, &[], &[&[]])), []);
+        assert!(marked(&Graph::from_edges(2, &[(0, 1)], &[])).is_empty());
+        assert!(marked(&Graph::from_edges(0, &[], &[&[]])).is_empty());
     }
 
     #[test]
