@@ -68,7 +68,7 @@ impl Heap {
 
     /// A word that may reference `target`.
     fn word_before(&self, target: usize, random: &mut Random) -> Addr {
-        if target % 8 == 0 {
+        if target.is_multiple_of(8) {
             return Addr(BASE + target as u64);
         }
         let from = usize::try_from(random.below(target as u64)).expect("an index");

@@ -169,11 +169,11 @@ mod tests {
         testing::blocks(&ranges.collect::<Vec<_>>())
     }
 
-    /// The leaks of a graph without roots: kind, parent, tree parent, held blocks, held bytes.
-    fn shape(
-        blocks: u32,
-        edges: &[(u32, u32)],
-    ) -> Vec<(LeakKind, Option<u32>, Option<u32>, u64, u64)> {
+    /// Kind, parent, tree parent, held blocks, held bytes.
+    type Shape = (LeakKind, Option<u32>, Option<u32>, u64, u64);
+
+    /// The leaks of a graph without roots.
+    fn shape(blocks: u32, edges: &[(u32, u32)]) -> Vec<Shape> {
         let graph = Graph::from_edges(blocks, edges, &[]);
         leaks(&graph, &mark(&graph), &sized(blocks))
             .iter()

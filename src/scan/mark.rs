@@ -10,6 +10,7 @@ use super::graph::Graph;
 /// The blocks that roots reach, one bit each.
 #[derive(Debug)]
 pub struct Marks {
+    /// The bits above the last block are set.
     bits: Vec<AtomicU64>,
     blocks: usize,
 }
@@ -35,7 +36,7 @@ impl Marks {
         let mut bits: Vec<_> = (0..blocks.div_ceil(64))
             .map(|_| AtomicU64::new(0))
             .collect();
-        if let Some(last) = bits.last_mut().filter(|_| blocks % 64 != 0) {
+        if let Some(last) = bits.last_mut().filter(|_| !blocks.is_multiple_of(64)) {
             // There are no blocks above the last one, so they are not leaked either.
             *last.get_mut() = u64::MAX << (blocks % 64);
         }
