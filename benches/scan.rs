@@ -31,6 +31,8 @@ fn benchmarks(criterion: &mut Criterion) {
     });
     group.bench_function("extract", |b| b.iter(extract));
     group.bench_function("mark", |b| b.iter(|| scan::mark(black_box(&graph))));
+    let leaked = graph.blocks() - marks.count();
+    group.throughput(Throughput::Elements(leaked as u64));
     group.bench_function("leaks", |b| {
         b.iter(|| scan::leaks(&graph, &marks, &heap.blocks))
     });
