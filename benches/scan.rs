@@ -31,6 +31,8 @@ fn benchmarks(criterion: &mut Criterion) {
     });
     group.bench_function("extract", |b| b.iter(extract));
     group.bench_function("mark", |b| b.iter(|| scan::mark(black_box(&graph))));
+    let leaked = graph.blocks() - marks.count();
+    group.throughput(Throughput::Elements(leaked as u64));
     group.bench_function("leaks", |b| {
         b.iter(|| scan::leaks(&graph, &marks, &heap.blocks))
     });
@@ -68,7 +70,7 @@ impl Heap {
 
     /// A word that may reference `target`.
     fn word_before(&self, target: usize, random: &mut Random) -> Addr {
-        if target % 8 == 0 {
+        if target.is_multiple_of(8) {
             return Addr(BASE + target as u64);
         }
         let from = usize::try_from(random.below(target as u64)).expect("an index");

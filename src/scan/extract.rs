@@ -347,3 +347,261 @@ impl<'a> Edges<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::graph::Graph;
+    use super::super::mark::mark;
+    use super::super::root::RootKind;
+    use super::super::testing::{RangesMemory, blocks, in_threads, reached};
+    use super::*;
+    use crate::heap::Block;
+
+    const MIB: u64 = 1 << 20;
+
+    fn root(source: RootSource) -> Root {
+        Root {
+            kind: RootKind::Globals,
+            source,
+            name: String::new(),
+        }
+    }
+
+    fn root_at(start: u64, size: u64) -> Root {
+        root(RootSource::Memory(AddrRange::with_size(Addr(start), size)))
+    }
+
+    fn graph(memory: &RangesMemory, blocks: &[Block], roots: &[Root], at: Alignment) -> Graph {
+        let index = BlockIndex::new(blocks).expect("few blocks");
+        Graph::extract(memory, &index, roots, at, &|| false).expect("nothing interrupts")
+    }
+
+    /// The targets of a word with each value between `from` and `to`, in a root of its own.
+    fn targets(blocks: &[Block], values: Range<u64>) -> Vec<Vec<u32>> {
+        let roots: Vec<_> = values.map(|v| root(RootSource::Words(vec![v]))).collect();
+        let graph = graph(&RangesMemory::default(), blocks, &roots, Alignment::Words);
+        let rows = (0..roots.len()).map(|root| graph.root_references(root).to_vec());
+        rows.collect()
+    }
+
+    #[test]
+    fn a_reference_is_any_byte_of_a_block_but_not_one_past_its_end() {
+        let blocks = blocks(&[(0x1000, 24), (0x1020, 16)]);
+        let found = targets(&blocks, 0xfff..0x1031);
+        for (value, targets) in (0xfff_u64..).zip(found) {
+            let expected = match value {
+                0x1000..0x1018 => vec![0],
+                0x1020..0x1030 => vec![1],
+                _ => vec![],
+            };
+            assert_eq!(targets, expected, "{value:#x}");
+        }
+    }
+
+    #[test]
+    fn words_of_blocks_and_roots_are_edges_and_words_between_them_are_not() {
+        let blocks = blocks(&[(0x1000, 24), (0x1020, 24), (0x1040, 24)]);
+        let mut memory = RangesMemory::zeroed(&[(0x1000, 0x60), (0x8000, 0x20)]);
+        memory.set_word(0x1000, 0x1048);
+        memory.set_word(0x1010, 0x1020);
+        memory.set_word(0x1018, 0x1000); // Between the blocks.
+        memory.set_word(0x1020, 0x1020); // The block itself.
+        memory.set_word(0x8008, 0x1030);
+        let graph = graph(&memory, &blocks, &[root_at(0x8000, 0x20)], Alignment::Words);
+        assert_eq!(graph.references(0), [2, 1]);
+        assert_eq!(graph.references(1), [1]);
+        assert!(graph.references(2).is_empty());
+        assert_eq!(graph.root_references(0), [1]);
+    }
+
+    #[test]
+    fn only_complete_words_count() {
+        let blocks = blocks(&[(0x1000, 12), (0x1010, 15)]);
+        let mut memory = RangesMemory::zeroed(&[(0x1000, 0x40)]);
+        memory.set_word(0x1008, 0x1000); // 4 bytes of it are in the first block.
+        memory.set_word(0x1018, 0x1000); // 7 bytes of it are in the second one.
+        memory.set_word(0x1034, 0x1000); // Not aligned.
+        let roots = [root_at(0x1031, 15)];
+        let words = graph(&memory, &blocks, &roots, Alignment::Words);
+        assert_eq!(words.edges(), 0);
+        let bytes = graph(&memory, &blocks, &roots, Alignment::Bytes);
+        assert_eq!(bytes.edges(), 1);
+        assert_eq!(bytes.root_references(0), [0]);
+    }
+
+    #[test]
+    fn words_are_aligned_in_blocks_that_are_not() {
+        let blocks = blocks(&[(0x1003, 14)]);
+        let mut memory = RangesMemory::zeroed(&[(0x1000, 0x20)]);
+        memory.set_word(0x1008, 0x1004);
+        assert_eq!(
+            graph(&memory, &blocks, &[], Alignment::Words).references(0),
+            [0]
+        );
+    }
+
+    #[test]
+    fn no_position_is_lost_where_windows_and_pieces_meet() {
+        let size = PIECE + WINDOW + 40;
+        let blocks = blocks(&[(MIB, size), (64 * MIB, 16)]);
+        let length = usize::try_from(size).expect("some MiB");
+        for border in [WINDOW, PIECE - MIB, size - 4] {
+            for at in border - 8..=border + 8 {
+                let mut memory = RangesMemory::zeroed(&[(MIB, length + 16)]);
+                memory.set_word(MIB + at, 64 * MIB);
+                let inside = at + 8 <= size;
+                let bytes = graph(&memory, &blocks, &[], Alignment::Bytes);
+                assert_eq!(bytes.edges(), usize::from(inside), "{at:#x}");
+                let words = graph(&memory, &blocks, &[], Alignment::Words);
+                assert_eq!(words.edges(), usize::from(inside && at % 8 == 0), "{at:#x}");
+                assert_eq!(words.unreadable_bytes() + bytes.unreadable_bytes(), 16 + 16);
+            }
+        }
+    }
+
+    #[test]
+    fn unreadable_pages_are_skipped_and_counted() {
+        let blocks = blocks(&[(0x1000, 0x3000), (0x4010, 16), (0x9000, 16)]);
+        let mut memory = RangesMemory::zeroed(&[(0x1000, 0x1000), (0x3000, 0x2000)]);
+        memory.set_word(0x1ff8, 0x4010);
+        memory.set_word(0x3000, 0x4018);
+        memory.set_word(0x4010, 0x1234);
+        let graph = graph(&memory, &blocks, &[root_at(0x100, 8)], Alignment::Words);
+        // The two words are neighbours in the row, and the same.
+        assert_eq!(graph.references(0), [1]);
+        assert_eq!(graph.references(1), [0]);
+        assert_eq!(graph.unreadable_bytes(), 0x1000 + 16 + 8);
+    }
+
+    #[test]
+    fn a_huge_block_that_was_never_touched_costs_nothing() {
+        let blocks = blocks(&[(MIB, 16 << 40), (32 << 40, 16)]);
+        let mut memory = RangesMemory::zeroed(&[(8 << 40, 4096)]);
+        memory.untouched = vec![
+            AddrRange::new(Addr(0), Addr(8 << 40)),
+            AddrRange::new(Addr((8 << 40) + 4096), Addr(32 << 40)),
+        ];
+        memory.set_word(8 << 40, (32 << 40) + 8);
+        let graph = graph(&memory, &blocks, &[], Alignment::Words);
+        assert_eq!(graph.references(0), [1]);
+        assert_eq!(graph.unreadable_bytes(), 16);
+    }
+
+    #[test]
+    fn an_interrupted_extraction_is_an_error() {
+        let blocks = blocks(&[(0x1000, 16)]);
+        let index = BlockIndex::new(&blocks).expect("few blocks");
+        let memory = RangesMemory::zeroed(&[(0x1000, 16)]);
+        let graph = Graph::extract(&memory, &index, &[], Alignment::Words, &|| true);
+        assert_eq!(graph.err(), Some(Interrupted));
+    }
+
+    /// The references of a row, found the naive way.
+    fn naive(memory: &RangesMemory, blocks: &[Block], range: AddrRange, at: Alignment) -> Vec<u32> {
+        let last = range.end.0.saturating_sub(7);
+        let positions = (range.start.0..last).filter(|p| at == Alignment::Bytes || p % 8 == 0);
+        let words = positions.filter_map(|p| memory.word(Addr(p)));
+        let block = |word| blocks.iter().position(|b| b.range().contains(Addr(word)));
+        let mut targets: Vec<_> = words
+            .filter_map(block)
+            .map(|b| u32::try_from(b).expect("few blocks"))
+            .collect();
+        targets.dedup();
+        targets
+    }
+
+    /// A heap in two clusters, and memory for most of it that is full of references to it.
+    fn heaps() -> impl Strategy<Value = (Vec<Block>, RangesMemory)> {
+        let layout = prop::collection::vec((0u64..3000, 1u64..2000, any::<bool>()), 1..40);
+        let words = prop::collection::vec((any::<u64>(), any::<u64>()), 0..400);
+        let holes = prop::collection::vec(0u64..24, 0..6);
+        (layout, words, holes, 0u32..5).prop_map(|(layout, words, holes, align)| {
+            let mut ends = [0x10_0000_u64, 0x7f00_0010_0000];
+            let mut ranges = Vec::new();
+            for (gap, size, cluster) in layout {
+                let end = &mut ends[usize::from(cluster)];
+                let start = (*end + gap).next_multiple_of(1 << align);
+                ranges.push((start, size));
+                *end = start + size;
+            }
+            ranges.sort_unstable();
+            let blocks = blocks(&ranges);
+            (blocks.clone(), memory(&blocks, &words, &holes))
+        })
+    }
+
+    /// Pages of 4 KiB from both clusters' starts on, but for the `holes`, with `words` in them.
+    fn memory(blocks: &[Block], words: &[(u64, u64)], holes: &[u64]) -> RangesMemory {
+        let pages = (0..24).filter(|page| !holes.contains(page));
+        let pages: Vec<_> = [0x10_0000, 0x7f00_0010_0000]
+            .into_iter()
+            .flat_map(|base| pages.clone().map(move |page| (base + page * 4096, 4096)))
+            .collect();
+        let mut memory = RangesMemory::zeroed(&pages);
+        for (at, target) in words {
+            let (base, size) = pages[usize::try_from(at % 37).expect("small") % pages.len()];
+            let block = blocks[usize::try_from(target % blocks.len() as u64).expect("small")];
+            let value = block.start.0 + (target >> 32) % (block.size + 1);
+            let at = at >> 16;
+            let at = if at & 0x1000 == 0 { at & !7 } else { at };
+            memory.set_word(base + at % (size as u64 - 7), value);
+        }
+        memory
+    }
+
+    proptest! {
+        // The naive search is slow.
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn rows_are_what_the_naive_search_finds((blocks, memory) in heaps(), bytes: bool) {
+            let at = if bytes { Alignment::Bytes } else { Alignment::Words };
+            let roots = [root_at(0x10_0001, 0x2003), root_at(0x7f00_0010_0000, 0x4001)];
+            let graph = graph(&memory, &blocks, &roots, at);
+            for (row, block) in (0..).zip(&blocks) {
+                prop_assert_eq!(graph.references(row), naive(&memory, &blocks, block.range(), at));
+            }
+            for (root, start, size) in [(0, 0x10_0001, 0x2003), (1, 0x7f00_0010_0000, 0x4001)] {
+                let range = AddrRange::with_size(Addr(start), size);
+                prop_assert_eq!(graph.root_references(root), naive(&memory, &blocks, range, at));
+            }
+        }
+
+        #[test]
+        fn adding_a_root_never_adds_leaks_for_any_number_of_threads(
+            (blocks, memory) in heaps(),
+            roots in prop::collection::vec((0u64..0x18000, 0u64..600), 1..4),
+        ) {
+            let roots: Vec<_> = roots.iter().map(|(at, size)| root_at(0x10_0000 + at, *size)).collect();
+            let all = graph(&memory, &blocks, &roots, Alignment::Words);
+            let fewer = graph(&memory, &blocks, &roots[1..], Alignment::Words);
+            for threads in [1, 3] {
+                let (all_marks, fewer_marks) = in_threads(threads, || (mark(&all), mark(&fewer)));
+                let count = u32::try_from(blocks.len()).expect("few blocks");
+                let marked: Vec<_> = (0..count).filter(|b| all_marks.contains(*b)).collect();
+                prop_assert_eq!(marked, reached(&all));
+                prop_assert!((0..count).all(|b| all_marks.contains(b) >= fewer_marks.contains(b)));
+            }
+        }
+    }
+
+    #[test]
+    fn the_graph_is_the_same_for_every_number_of_threads() {
+        let ranges: Vec<_> = (0..40_000).map(|i| (MIB + i * 48, 40)).collect();
+        let blocks = blocks(&ranges);
+        let mut memory = RangesMemory::zeroed(&[(MIB, 48 * 40_000)]);
+        for i in 0..40_000 {
+            memory.set_word(MIB + i * 48 + i % 5 * 8, MIB + i * 7919 % 40_000 * 48);
+        }
+        let rows = |threads| {
+            let graph = in_threads(threads, || graph(&memory, &blocks, &[], Alignment::Words));
+            let rows = (0..40_000).map(|row| graph.references(row).to_vec());
+            rows.collect::<Vec<_>>()
+        };
+        let one = rows(1);
+        assert_eq!(one[39_999], [39_999 * 7919 % 40_000]);
+        assert_eq!(one, rows(3));
+    }
+}

@@ -153,3 +153,212 @@ fn add_up(order: &[u32], leaks: &mut [Leak], blocks: &[Block]) {
         above.held_bytes = above.held_bytes.saturating_add(held_bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use LeakKind::{Indirect, RootCycle, RootLeak};
+    use proptest::prelude::*;
+
+    use super::super::mark::mark;
+    use super::super::testing::{self, reached_from};
+    use super::*;
+
+    /// Block `i` has 10^i bytes, so that sums tell what was added.
+    fn sized(blocks: u32) -> Vec<Block> {
+        let ranges = (0..blocks).map(|i| (0x1000 + u64::from(i) * (1 << 20), 10_u64.pow(i)));
+        testing::blocks(&ranges.collect::<Vec<_>>())
+    }
+
+    /// Kind, parent, tree parent, held blocks, held bytes.
+    type Shape = (LeakKind, Option<u32>, Option<u32>, u64, u64);
+
+    /// The leaks of a graph without roots.
+    fn shape(blocks: u32, edges: &[(u32, u32)]) -> Vec<Shape> {
+        let graph = Graph::from_edges(blocks, edges, &[]);
+        leaks(&graph, &mark(&graph), &sized(blocks))
+            .iter()
+            .map(|l| (l.kind, l.parent, l.tree_parent, l.held_blocks, l.held_bytes))
+            .collect()
+    }
+
+    #[test]
+    fn a_block_without_references_is_a_root_leak() {
+        assert_eq!(shape(1, &[]), [(RootLeak, None, None, 0, 0)]);
+    }
+
+    #[test]
+    fn a_chain_is_held_by_its_first_block() {
+        assert_eq!(
+            shape(3, &[(2, 1), (1, 0)]),
+            [
+                (Indirect, Some(1), Some(1), 0, 0),
+                (Indirect, Some(2), Some(2), 1, 1),
+                (RootLeak, None, None, 2, 11),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_block_with_two_parents_belongs_to_the_lowest() {
+        assert_eq!(
+            shape(3, &[(1, 0), (2, 0)]),
+            [
+                (Indirect, Some(1), Some(1), 0, 0),
+                (RootLeak, None, None, 1, 1),
+                (RootLeak, None, None, 0, 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_diamond_is_counted_once() {
+        assert_eq!(
+            shape(4, &[(0, 2), (0, 1), (1, 3), (2, 3)]),
+            [
+                (RootLeak, None, None, 3, 1110),
+                (Indirect, Some(0), Some(0), 0, 0),
+                (Indirect, Some(0), Some(0), 1, 1000), // The root's first word.
+                (Indirect, Some(1), Some(2), 0, 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_lowest_block_speaks_for_a_cycle_and_its_tails() {
+        assert_eq!(
+            shape(5, &[(0, 2), (2, 1), (1, 0), (1, 3), (3, 4)]),
+            [
+                (RootCycle, None, None, 2, 11_000),
+                (RootCycle, None, Some(2), 0, 0),
+                (RootCycle, None, Some(0), 0, 0),
+                (Indirect, Some(1), Some(1), 1, 10_000),
+                (Indirect, Some(3), Some(3), 0, 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_block_that_references_itself_is_a_cycle_of_one() {
+        assert_eq!(shape(1, &[(0, 0)]), [(RootCycle, None, None, 0, 0)]);
+    }
+
+    #[test]
+    fn cycles_that_another_leak_holds_are_indirect() {
+        assert_eq!(
+            shape(4, &[(0, 1), (1, 0), (2, 1), (2, 3), (3, 3)]),
+            [
+                (Indirect, Some(1), Some(1), 0, 0),
+                (Indirect, Some(0), Some(2), 1, 1),
+                (RootLeak, None, None, 3, 1011),
+                (Indirect, Some(2), Some(2), 0, 0),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_reached_neither_leaks_nor_holds() {
+        let graph = Graph::from_edges(4, &[(0, 1), (2, 1), (2, 3)], &[&[0]]);
+        let found = leaks(&graph, &mark(&graph), &sized(4));
+        let found: Vec<_> = found
+            .iter()
+            .map(|l| (l.block, l.held_blocks, l.parent))
+            .collect();
+        assert_eq!(found, [(2, 1, None), (3, 0, Some(2))]);
+    }
+
+    #[test]
+    fn the_summary_counts_a_cycle_once() {
+        let graph = Graph::from_edges(5, &[(0, 1), (1, 0), (2, 3), (4, 4)], &[]);
+        let blocks = sized(5);
+        let found = leaks(&graph, &mark(&graph), &blocks);
+        let expected = LeakSummary {
+            blocks: 5,
+            bytes: 11_111,
+            root_leaks: 1,
+            root_cycles: 2,
+            indirect: 1,
+        };
+        assert_eq!(summarize(&found, &blocks), expected);
+    }
+
+    #[test]
+    fn a_chain_of_a_million_leaks_is_held_by_its_first_block() {
+        let edges: Vec<_> = (1..1_000_000).map(|i| (i, i - 1)).collect();
+        let graph = Graph::from_edges(1_000_000, &edges, &[]);
+        let ranges: Vec<_> = (1..=1_000_000).map(|i| (i * 16, 2)).collect();
+        let found = leaks(&graph, &mark(&graph), &testing::blocks(&ranges));
+        let last = found[999_999];
+        assert_eq!(
+            (last.kind, last.held_blocks, last.held_bytes),
+            (RootLeak, 999_999, 1_999_998)
+        );
+        assert_eq!(found[0].parent, Some(1));
+    }
+
+    /// The kind of a leak by its definition: who reaches it and whom it reaches.
+    fn naive_kind(graph: &Graph, leaked: &[u32], leak: u32) -> LeakKind {
+        let reaches =
+            |from: u32, to: u32| reached_from(graph, graph.references(from)).contains(&to);
+        let mut holders = leaked
+            .iter()
+            .filter(|from| reaches(**from, leak))
+            .peekable();
+        if holders.peek().is_none() {
+            return RootLeak;
+        }
+        if holders.all(|holder| reaches(leak, *holder)) {
+            return RootCycle;
+        }
+        Indirect
+    }
+
+    proptest! {
+        #[test]
+        fn kinds_and_sums_follow_their_definitions(
+            edges in prop::collection::vec((0u32..30, 0u32..30), 0..40),
+            roots in prop::collection::vec(0u32..30, 0..3),
+        ) {
+            let graph = Graph::from_edges(30, &edges, &[&roots]);
+            let ranges: Vec<_> = (1..=30).map(|i| (i * 256, i)).collect();
+            let blocks = testing::blocks(&ranges);
+            let found = leaks(&graph, &mark(&graph), &blocks);
+            let reached = testing::reached(&graph);
+            let leaked: Vec<_> = (0..30).filter(|block| !reached.contains(block)).collect();
+            prop_assert_eq!(found.iter().map(|l| l.block).collect::<Vec<_>>(), leaked.clone());
+
+            let mut held = 0;
+            for leak in &found {
+                prop_assert_eq!(leak.kind, naive_kind(&graph, &leaked, leak.block));
+                let lowest = leaked.iter().copied().find(|from| {
+                    *from != leak.block && graph.references(*from).contains(&leak.block)
+                });
+                prop_assert_eq!(leak.parent, lowest.filter(|_| leak.kind == Indirect));
+                if let Some(above) = leak.tree_parent {
+                    prop_assert!(graph.references(above).contains(&leak.block));
+                }
+                held += if leak.kind == Indirect { 0 } else { 1 };
+                held += if leak.tree_parent.is_none() { leak.held_blocks } else { 0 };
+            }
+            prop_assert_eq!(held, found.len() as u64);
+        }
+
+        #[test]
+        fn held_is_what_the_lower_trees_do_not_hold(
+            edges in prop::collection::vec((0u32..30, 0u32..30), 0..40),
+        ) {
+            let graph = Graph::from_edges(30, &edges, &[]);
+            let ranges: Vec<_> = (1..=30).map(|i| (i * 256, i)).collect();
+            let blocks = testing::blocks(&ranges);
+            let found = leaks(&graph, &mark(&graph), &blocks);
+            let mut taken = std::collections::BTreeSet::new();
+            for top in found.iter().filter(|leak| leak.tree_parent.is_none()) {
+                let mut below = reached_from(&graph, graph.references(top.block));
+                below.retain(|block| {
+                    found[*block as usize].kind == Indirect && taken.insert(*block)
+                });
+                let bytes: u64 = below.iter().map(|block| blocks[*block as usize].size).sum();
+                prop_assert_eq!((top.held_blocks, top.held_bytes), (below.len() as u64, bytes));
+            }
+        }
+    }
+}
