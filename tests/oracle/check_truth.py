@@ -20,7 +20,8 @@ import brute_force
 from core_file import Core, Ranges
 
 HEAP_MAX = 64 << 20
-IS_MMAPPED, NON_MAIN_ARENA = 2, 4
+IS_MMAPPED, NON_MAIN_ARENA = 2, 4  # In a chunk's size.
+NONCONTIGUOUS = 2                  # In an arena's flags.
 ARENA_BINS, ARENA_SIZE = 0x70, 0x898
 
 
@@ -70,34 +71,31 @@ def main_arena(core, maps):
     return None
 
 
-def walk(core, chunk, until):
-    """The end of a run of chunks that begins at `chunk`: at `until`, at two fenceposts, or None."""
-    while chunk != until:
+def walk(core, chunk, top):
+    """The end of the segment whose chunks begin at `chunk`: behind top, behind two fenceposts, or None."""
+    while chunk != top:
         size = core.word(chunk + 8)
         if size is None or size & ~7 == 0 or size & IS_MMAPPED:
             return None
         if size & ~7 == 16:
             return chunk + 32
         chunk += size & ~7
-    return chunk
+    return top + (core.word(top + 8) & ~7)
 
 
-def main_segment(core, mapping, chunk, top):
-    """The segment of the non-contiguous main arena around `chunk`, which is in use.
-
-    The lowest page from which the chunks lead to this one is its start."""
-    page, start = chunk & ~4095, None
-    while page >= mapping[0]:
-        first = core.word(page + 8)
-        if first and first & 1 and walk(core, page, chunk) == chunk:
-            start = page
-        page -= 4096
-    end = walk(core, chunk, top)
-    if end == top:
-        end += core.word(top + 8) & ~7
-    if start is None or end is None:
-        sys.exit(f"no segment of the main arena around {chunk:#x}")
-    return start, end
+def scattered_segments(core, maps, arena, owned):
+    """The segments of a main arena that could not extend the break and went on in mappings."""
+    top = core.word(arena[0] + ARENA_BINS - 16)
+    found = Ranges([(*each, None) for each in owned])
+    for low, high, permissions, path in maps:
+        page = low
+        while page < high and permissions.startswith("rw-p") and not path:
+            first = core.word(page + 8)
+            inside = found.find(page)
+            end = walk(core, page, top) if first and first & 1 and not inside else None
+            if end and end % 4096 == 0:
+                yield page, end
+            page = inside[1] if inside else end if end and end % 4096 == 0 else page + 4096
 
 
 def owned_ranges(core, maps, blocks):
@@ -120,10 +118,9 @@ def owned_ranges(core, maps, blocks):
             before = core.word(base + 8)
             if before:
                 owned.add((before, before + core.word(before + 16)))
-        else:
-            mapping = next(each for each in maps if each[0] <= block < each[1])
-            owned.add(main_segment(core, mapping, block - 16, core.word(arena[0] + ARENA_BINS - 16)))
         found = Ranges([(*each, None) for each in owned])
+    if arena and core.word(arena[0]) >> 32 & NONCONTIGUOUS:
+        owned.update(scattered_segments(core, maps, arena, owned))
     return sorted(owned)
 
 
@@ -160,7 +157,7 @@ def examine(name, truth, core, maps):
     known = {**truth.live, **truth.leaked}
     owned = owned_ranges(core, maps, [*known, *truth.libc])
     as_list = [{"address": hex(each), "size": size} for each, size in known.items()]
-    as_list += [{"address": hex(each), "size": 280} for each in truth.libc]
+    as_list += [{"address": hex(each), "size": (core.word(each - 8) & ~7) - 8} for each in truth.libc]
     heap = {"blocks": as_list, "owned": [{"start": hex(low), "end": hex(high)} for low, high in owned]}
     report = {"leaks": [{"address": hex(each), "size": size} for each, size in truth.leaked.items()]}
     check = brute_force.check(core, report, heap, truth.dead)
