@@ -48,6 +48,11 @@ fn live_frames_are_roots() {
 }
 
 #[test]
+fn red_zone_below_the_stack_pointer_is_a_root() {
+    check_class("root_redzone.c", "stacks");
+}
+
+#[test]
 fn general_and_vector_registers_are_roots() {
     check_class("root_registers.c", "registers");
 }

@@ -65,7 +65,7 @@ delete from t where a % 3 = 0; update t set b = upper(b) || 'x' where a % 5 = 0;
 END
     done
     echo "select 'idle';"
-    cat "$folder/never"
+    exec cat "$folder/never"
 }
 
 start() {

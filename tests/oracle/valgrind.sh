@@ -16,7 +16,7 @@ lost() { # KIND: the number of blocks lost in this way
     sed -n "s/.*$1 lost: [0-9,]* bytes in \([0-9,]*\) blocks.*/\1/p" "$folder/valgrind" | tr -d ,
 }
 
-[ $# -gt 0 ] || set -- kind_root_leak.c kind_cycle.c kind_indirect.c root_globals.c
+[ $# -gt 0 ] || set -- kind_root_leak.c kind_cycle.c kind_indirect.c
 for file in "$@"; do
     cc -O1 -g -pthread -o "$folder/program" "$fixtures/$file" || exit 2
     valgrind --leak-check=full --show-leak-kinds=definite,indirect --log-file="$folder/valgrind" \
