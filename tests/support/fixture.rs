@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use super::build::build;
+use super::compile::compile;
 use super::report::parse_address;
 
 /// What a fixture says about a block that it leaked on purpose.
@@ -44,7 +44,7 @@ impl Fixture {
 
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(build(file))
+        let mut child = Command::new(compile(file))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -70,7 +70,7 @@ impl Fixture {
 
     /// Where the shared library of `fixtures/FILE` is.
     pub(crate) fn library(file: &str) -> PathBuf {
-        build(file)
+        compile(file)
     }
 
     /// The pid, as an argument for rleaks.

@@ -2,12 +2,12 @@
 //!
 //! A fixture says on its stdout which of its blocks are leaked: tests compare sets, not counts.
 
-mod build;
+mod compile;
 mod fixture;
 mod report;
 
 pub(crate) use fixture::{Fixture, Leak};
-pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address, rleaks};
+pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address};
 
 /// A number from the environment, which long runs raise.
 pub(crate) fn number_from_environment(name: &str, default: u64) -> u64 {

@@ -5,12 +5,16 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
+
+static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// Compiles `fixtures/FILE` and returns where the result is.
 ///
-/// Tests run in many processes: each builds under a name of its own and renames the result, so that
-/// no half-written file is ever run and nobody waits for a lock.
-pub(super) fn build(file: &str) -> PathBuf {
+/// Tests run in many processes and threads: each compiles under a name of its own and renames the
+/// result, so that no half-written file is ever run and nobody waits for a lock.
+pub(super) fn compile(file: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let source = folder.join(file);
     let (compiler, flags) = command_line(file);
@@ -28,7 +32,8 @@ pub(super) fn build(file: &str) -> PathBuf {
         return output;
     }
 
-    let unfinished = output.with_extension(std::process::id().to_string());
+    let number = NEXT_NUMBER.fetch_add(1, Relaxed);
+    let unfinished = output.with_extension(format!("{}-{number}", std::process::id()));
     let status = Command::new(compiler)
         .args(flags)
         .arg("-o")
