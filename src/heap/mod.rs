@@ -76,7 +76,16 @@ pub fn walk(snapshot: &Snapshot, exporters: &[Exporter]) -> Result<Walk, HeapErr
         });
     }
     let found = glibc::walk(snapshot);
-    let found = found.ok_or_else(|| HeapError::NotFound(snapshot.process.executable.clone()))?;
+    let mut found =
+        found.ok_or_else(|| HeapError::NotFound(snapshot.process.executable.clone()))?;
+    let version = exporters
+        .iter()
+        .find_map(|exporter| exporter.glibc_version.as_ref());
+    if let Some(version) = version {
+        for zone in &mut found.heap.zones {
+            zone.allocator = format!("glibc {version}");
+        }
+    }
     Ok(Walk {
         heap: found.heap,
         problems: found.problems,
