@@ -124,6 +124,7 @@ fn foreign_allocator(file_name: &str, defines: &dyn Fn(&str) -> bool) -> Option<
         ("rpmalloc", "rpmalloc"),
         ("snmalloc", "sn_malloc"),
         ("scudo", "__scudo_print_stats"),
+        ("musl malloc", "__dls3"),
     ];
     let by_file = [
         ("musl malloc", "ld-musl-"),

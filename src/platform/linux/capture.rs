@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::copy::{CopiedMemory, CopyBuffer};
+use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
 use super::pagemap::PageMap;
 use super::plan::Plan;
@@ -122,6 +123,12 @@ impl Target {
             memory,
             pauses: RefCell::default(),
         })))
+    }
+
+    /// The file of the executable, if it can be opened.
+    #[must_use]
+    pub fn executable(&self) -> Option<RegularFile> {
+        TargetFiles::of_process(self.0.pid).file(&self.0.process.executable)
     }
 
     /// The target's memory as it is now, whether the target runs or not.
