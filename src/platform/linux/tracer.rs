@@ -46,14 +46,16 @@ struct Traced {
     signal: i32,
 }
 
-/// Stops process `pid`, sends what it found, waits until `release` is dropped, and lets go.
+/// Stops process `pid`, sends what it found, waits until `release` is dropped, and lets go. Returns
+/// how long the target stood still, or a part of it.
 pub(super) fn trace(
     pid: u32,
     interrupted: &AtomicBool,
     found: &SyncSender<Result<Standstill, SuspendError>>,
     release: &Receiver<()>,
-) {
+) -> Duration {
     run_before_others();
+    let start = Instant::now();
     let mut tracer = Tracer {
         pid,
         interrupted,
@@ -67,6 +69,7 @@ pub(super) fn trace(
     }
     tracer.detach_all();
     // Threads that did not stop are let go when this one ends, which is now.
+    start.elapsed()
 }
 
 struct Tracer<'a> {
