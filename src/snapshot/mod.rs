@@ -3,6 +3,12 @@
 //! Everything after the capture is a function of a [`Snapshot`]. How it was taken (a copy of a
 //! live process, the stopped process itself, later a file) shows only in its [`Memory`].
 
+// The target's memory is hostile input: an index or a sum made of it must not panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod dynamic;
 mod elf;
 mod module;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::elf::{Bytes, ElfFile};
 use super::table::TableBuilder;
 use super::{Content, Describer, Description, Symbolizer};
-use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::addr::{Addr, AddrRange};
 use crate::heap::{Block, Heap};
 use crate::memory::{FakeMemory, Memory};
 use crate::platform::TargetFiles;
@@ -411,14 +411,11 @@ fn a_block_is_described_by_its_first_word_or_its_string() {
     memory.bytes[0x1ff0..].copy_from_slice(b"cut off by a hol");
     let files = TargetFiles::under(&root.path("root"));
     let symbolizer = Symbolizer::new(&modules, &memory, files);
-    let owned = AddrRange::with_size(Addr(visible), 8);
+    let owned = AddrRange::with_size(Addr(visible), 16);
     let heap = Heap {
         owned: [owned].into_iter().collect(),
         ..Heap::default()
     };
-    let metadata: RangeSet = [AddrRange::with_size(Addr(visible + 8), 8)]
-        .into_iter()
-        .collect();
     let words = [
         (vtable + 16, Some("shop::Box<long>")),
         // The table of the second base class.
@@ -435,7 +432,7 @@ fn a_block_is_described_by_its_first_word_or_its_string() {
     for (index, (word, _)) in words.iter().enumerate() {
         memory.set_word(base + 16 * index as u64, *word);
     }
-    let describer = Describer::new(&memory, &symbolizer, &heap, &metadata);
+    let describer = Describer::new(&memory, &symbolizer, &heap);
     let block = |offset: u64, size| Block {
         start: Addr(base + offset),
         size,
@@ -476,8 +473,8 @@ fn long_strings_are_measured_up_to_a_limit() {
     memory.bytes[1000] = 0;
     memory.bytes[0xffff] = 1;
     let symbolizer = Symbolizer::new(&[], &memory, TargetFiles::under(Path::new("/")));
-    let (heap, metadata) = (Heap::default(), RangeSet::default());
-    let describer = Describer::new(&memory, &symbolizer, &heap, &metadata);
+    let heap = Heap::default();
+    let describer = Describer::new(&memory, &symbolizer, &heap);
     for (start, size, length) in [
         (0x1000, 0x8000, Some(1000)),
         (0x1000, 500, Some(500)),
