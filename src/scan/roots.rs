@@ -2,6 +2,7 @@
 
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Heap;
+use crate::memory::words;
 use crate::scan::threads;
 use crate::scan::{Root, RootKind, RootSource};
 use crate::snapshot::{Snapshot, Thread};
@@ -31,15 +32,21 @@ pub fn roots(snapshot: &Snapshot, heap: &Heap, excluded: &[RootKind]) -> Vec<Roo
     roots
 }
 
-/// Gives each address to the first claim on it.
+/// Gives each address to the first class that claims it, and in that class to the lowest claim.
 fn memory_roots(claims: Vec<Claim>, owned: &RangeSet) -> Vec<Root> {
     let mut roots = Vec::new();
     let mut taken = owned.clone();
-    // Claims of one class do not overlap each other, so the set is rebuilt once for each class.
+    // The set is rebuilt once for each class. In one class, claims overlap only where the target's
+    // own structures are damaged: then each could be all memory.
     for same in claims.chunk_by(|a, b| a.kind == b.kind) {
-        for claim in same {
+        let mut sorted: Vec<&Claim> = same.iter().collect();
+        sorted.sort_by_key(|claim| claim.range.start);
+        let mut end = Addr(0);
+        for claim in sorted {
+            let range = AddrRange::new(claim.range.start.max(end), claim.range.end);
+            end = end.max(claim.range.end);
             let Some(kind) = claim.kind else { continue };
-            roots.extend(taken.gaps(claim.range).into_iter().map(|range| Root {
+            roots.extend(taken.gaps(range).into_iter().map(|range| Root {
                 kind,
                 source: RootSource::Memory(range),
                 name: claim.name.clone(),
@@ -77,10 +84,7 @@ fn other(snapshot: &Snapshot) -> impl Iterator<Item = Claim> + '_ {
 /// The words of all registers. The vector state is taken as the processor stores it: every
 /// register is a multiple of 8 bytes, at a multiple of 8.
 fn registers(thread: &Thread) -> Root {
-    let vector = thread
-        .vector
-        .chunks_exact(8)
-        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()));
+    let vector = words(&thread.vector);
     Root {
         kind: RootKind::Registers,
         source: RootSource::Words(thread.general.iter().copied().chain(vector).collect()),

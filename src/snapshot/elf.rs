@@ -35,12 +35,29 @@ struct ProgramHeader {
 /// read is none.
 #[must_use]
 pub fn modules(memory: &dyn Memory, regions: &[Region]) -> Vec<Module> {
-    regions
+    let mut modules: Vec<Module> = regions
         .iter()
         .filter(|region| region.offset == 0 && region.readable && !region.shared)
         .filter(|region| !region.is_anonymous() || region.name == "[vdso]")
         .filter_map(|region| module(memory, regions, region))
-        .collect()
+        .collect();
+    separate(&mut modules);
+    modules
+}
+
+/// Cuts each segment where the next one starts, of whatever module.
+///
+/// Segments of real images never overlap. Damaged headers can make each cover all memory, and
+/// then everything that looks at each segment would take forever.
+fn separate(modules: &mut [Module]) {
+    let segments = modules.iter_mut().flat_map(|module| &mut module.segments);
+    let mut segments: Vec<&mut Segment> = segments.collect();
+    segments.sort_by_key(|segment| segment.range.start);
+    let mut next = Addr(u64::MAX);
+    for segment in segments.into_iter().rev() {
+        segment.range.end = segment.range.end.min(next).max(segment.range.start);
+        next = segment.range.start;
+    }
 }
 
 fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Module> {
@@ -119,7 +136,7 @@ fn build_id(memory: &dyn Memory, range: AddrRange) -> Option<Vec<u8>> {
     let size = usize::try_from(range.size().min(MAX_NOTES)).ok()?;
     let mut bytes = vec![0; size];
     let count = memory.read(range.start, &mut bytes);
-    let mut rest = &bytes[..count];
+    let mut rest = bytes.get(..count)?;
     loop {
         let name_size = usize::try_from(u32_at(rest, 0)?).ok()?;
         let content_size = usize::try_from(u32_at(rest, 4)?).ok()?;

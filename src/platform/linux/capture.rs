@@ -140,7 +140,8 @@ impl Target {
         let modules = snapshot::modules(&self.0.memory, &regions);
         let plan = Plan::new(&regions, &uses, &self.0.pagemap)
             .map_err(|source| proc_error(self.0.pid, "pagemap", source))?;
-        let wanted = plan.bytes() + plan.bytes() / 16 + SLACK;
+        let wanted = plan.bytes().saturating_add(plan.bytes() / 16);
+        let wanted = wanted.saturating_add(SLACK);
         let mut survey = Survey {
             uses,
             images: images(&regions),
