@@ -70,6 +70,31 @@ impl Snapshot {
     }
 }
 
+#[cfg(test)]
+impl Snapshot {
+    /// A snapshot of `memory`, of which nothing else is known.
+    pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
+        Self {
+            process: Process::default(),
+            capture: Capture {
+                taken_at: SystemTime::UNIX_EPOCH,
+                method: Method::Copy,
+                stops: 1,
+                pause: Duration::ZERO,
+                longest_pause: Duration::ZERO,
+                memory_bytes: 0,
+            },
+            regions: Vec::new(),
+            modules: Vec::new(),
+            threads: Vec::new(),
+            kernel_values: Vec::new(),
+            auxv: Vec::new(),
+            memory,
+            warnings: Vec::new(),
+        }
+    }
+}
+
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")

@@ -13,6 +13,10 @@ mod params;
 mod problem;
 mod search;
 mod segments;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use problem::Problem;
 
