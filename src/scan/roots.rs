@@ -99,13 +99,79 @@ pub(super) fn between(start: Addr, end: Addr) -> AddrRange {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::heap::glibc;
+    use crate::heap::glibc::testing::{Built, contents, mutations, releases};
+    use crate::snapshot::{Module, Segment};
 
     fn claim(start: u64, end: u64, kind: Option<RootKind>) -> Claim {
         Claim {
             range: AddrRange::new(Addr(start), Addr(end)),
             kind,
             name: String::new(),
+        }
+    }
+
+    /// A process with a heap, whose threads, registers and modules say anything.
+    fn damaged() -> impl Strategy<Value = Snapshot> {
+        let word = prop_oneof![
+            any::<u64>(),
+            Just(u64::MAX),
+            Just(0),
+            0x7c00_0000_0000_u64..0x7c00_0000_4000,
+            0x7f00_0000_0000_u64..0x7f00_0000_4000,
+        ];
+        let thread = (word.clone(), word.clone()).prop_map(|(thread, stack)| Thread {
+            thread_pointer: Addr(thread),
+            stack_pointer: Addr(stack),
+            general: vec![stack, thread],
+            vector: vec![1; 13],
+            ..Thread::default()
+        });
+        let module = (word.clone(), word.clone(), any::<u64>());
+        let module = module.prop_map(|(start, end, tls_size)| Module {
+            segments: vec![Segment {
+                range: AddrRange::new(Addr(start), Addr(end)),
+                writable: true,
+                executable: false,
+            }],
+            tls_size,
+            ..Module::default()
+        });
+        let threads = prop::collection::vec(thread, 0..4);
+        let modules = prop::collection::vec(module, 0..4);
+        let release = prop::sample::select(releases());
+        (release, contents(), mutations(), threads, modules).prop_map(
+            |(release, contents, mutations, threads, modules)| {
+                let mut built = Built::new(release, &contents);
+                for mutation in mutations {
+                    built.memory.mutate(mutation);
+                }
+                let mut snapshot = built.snapshot();
+                snapshot.threads.extend(threads);
+                snapshot.modules.extend(modules);
+                snapshot
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn roots_of_a_damaged_target_overlap_neither_the_heap_nor_each_other(
+            snapshot in damaged(),
+        ) {
+            let found = glibc::walk(&snapshot).unwrap_or_default();
+            let mut ranges = Vec::new();
+            for root in roots(&snapshot, &found.heap, &[]) {
+                if let RootSource::Memory(range) = root.source {
+                    prop_assert_eq!(found.heap.owned.within(range).next(), None);
+                    ranges.push(range);
+                }
+            }
+            ranges.sort_unstable();
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
         }
     }
 

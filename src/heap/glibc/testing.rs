@@ -34,8 +34,13 @@ impl Patchwork {
     }
 
     pub(crate) fn set_word(&mut self, addr: u64, value: u64) {
-        let part = self.0.iter_mut().rfind(|part| part.base <= addr);
-        part.expect("readable memory").set_word(addr, value);
+        self.part_mut(addr).set_word(addr, value);
+    }
+
+    fn part_mut(&mut self, addr: u64) -> &mut FakeMemory {
+        let mut parts = self.0.iter_mut();
+        let part = parts.find(|part| Self::range(part).contains(Addr(addr)));
+        part.expect("readable memory")
     }
 
     fn range(part: &FakeMemory) -> AddrRange {
@@ -215,8 +220,7 @@ impl Built {
             length
         };
         let at = tcache + bin * layout.count_size;
-        let part = self.memory.0.iter_mut().rfind(|part| part.base <= at);
-        let part = part.expect("readable memory");
+        let part = self.memory.part_mut(at);
         let offset = usize::try_from(at - part.base).expect("a small test memory");
         for index in 0..usize::try_from(layout.count_size).expect("one or two") {
             part.bytes[offset + index] = count.to_le_bytes()[index];
