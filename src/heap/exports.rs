@@ -254,6 +254,34 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_libraries_that_never_ends_is_given_up() {
+        let mut memory = FakeMemory::zeroed(0x1000, 0x1000);
+        // DT_DEBUG, then r_debug, then a link without a module that leads to itself.
+        for (at, word) in [
+            (0x1000, 21),
+            (0x1008, 0x1100),
+            (0x1108, 0x1200),
+            (0x1218, 0x1200),
+        ] {
+            memory.set_word(at, word);
+        }
+        let module = |path: &str, dynamic| Module {
+            path: path.to_owned(),
+            dynamic: Some(AddrRange::with_size(Addr(dynamic), 0x20)),
+            ..Module::default()
+        };
+        let modules = [module("program", 0x1000), module("libc.so.6", 0x1800)];
+        let paths = |memory: &FakeMemory| -> Vec<&str> {
+            let ordered = link_order(memory, &modules).into_iter();
+            ordered.map(|module| module.path.as_str()).collect()
+        };
+        assert_eq!(paths(&memory), ["program", "libc.so.6"]);
+        // The same with a link that has one.
+        memory.set_word(0x1210, 0x1800);
+        assert_eq!(paths(&memory), ["libc.so.6", "program"]);
+    }
+
+    #[test]
     fn functions_far_apart_give_no_range() {
         let symbols = [
             function("malloc", 0x1000, 16),

@@ -236,6 +236,22 @@ mod tests {
     }
 
     #[test]
+    fn segments_end_where_the_next_one_starts() {
+        let mut image = image();
+        // The sizes of the code and of the data.
+        for header in [64 + 56, 64 + 2 * 56] {
+            image.set_word(BASE + header + 40, u64::MAX);
+        }
+        let modules = modules(&image, &regions());
+        let ends = modules[0]
+            .segments
+            .iter()
+            .map(|segment| segment.range.end.0);
+        let ends: Vec<u64> = ends.collect();
+        assert_eq!(ends, [BASE + 0x800, BASE + 0x2e00, u64::MAX]);
+    }
+
+    #[test]
     fn a_file_that_is_mapped_only_to_be_read_is_no_module() {
         let mut regions = regions();
         regions[1].executable = false;
