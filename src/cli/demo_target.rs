@@ -24,6 +24,9 @@ const LETTERS: [&str; 3] = [
 /// Data that is in use: a global references it, so it is never reported.
 static LIVE: OnceLock<Vec<String>> = OnceLock::new();
 
+/// Memory that had other uses before: see [`take_used_memory`].
+static USED: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+
 struct Station {
     name: String,
     next: Option<Box<Self>>,
@@ -55,6 +58,7 @@ pub(crate) fn demo_target() -> anyhow::Result<ExitStatus> {
 
 /// Leaks everything, and says what.
 fn leak() -> String {
+    USED.get_or_init(take_used_memory);
     let mut said = String::new();
     for letter in LETTERS {
         let bytes = leak_string(letter);
@@ -67,6 +71,15 @@ fn leak() -> String {
     leak_cycle();
     said.push_str("2 objects that reference each other, with a name each\n");
     said
+}
+
+/// Takes the memory that this thread would be given first: some of it was used when the thread was
+/// made, and pointers to it may still lie in dead variables of the thread that made it.
+fn take_used_memory() -> Vec<Vec<u8>> {
+    let sizes = (1..16).map(|words| 8 * words);
+    sizes
+        .flat_map(|size| std::iter::repeat_with(move || Vec::with_capacity(size)).take(16))
+        .collect()
 }
 
 // The compiler may leave out an allocation that nobody looks at: black_box looks.

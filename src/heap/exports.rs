@@ -52,6 +52,8 @@ pub struct Exporter {
     pub foreign: Option<&'static str>,
     /// The module is glibc, or belongs to it.
     pub is_glibc: bool,
+    /// The release of glibc, such as `2.36`, if the module is it and says so.
+    pub glibc_version: Option<String>,
     /// Where the code of its malloc lies, as far as it is known.
     pub code: Option<AddrRange>,
 }
@@ -85,8 +87,36 @@ fn exporter(memory: &dyn Memory, module: &Module) -> Option<Exporter> {
         foreign: foreign_allocator(module.file_name(), &defines),
         is_glibc: defines("gnu_get_libc_version")
             || module.file_name().starts_with("libc_malloc_debug.so"),
+        glibc_version: glibc_version(memory, &symbols),
         code: code(&symbols),
     })
+}
+
+/// The string that `gnu_get_libc_version` returns. All that the function does is to load its
+/// address: `lea rax, [rip + offset]; ret`, with or without a landing pad before it.
+fn glibc_version(memory: &dyn Memory, symbols: &[DynamicSymbol]) -> Option<String> {
+    const LANDING_PAD: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+    const LOAD_ADDRESS: [u8; 3] = [0x48, 0x8d, 0x05];
+    let function = symbols
+        .iter()
+        .find(|symbol| symbol.is_defined && symbol.name == "gnu_get_libc_version")?;
+    let mut code = [0; 12];
+    let count = memory.read(function.value, &mut code);
+    let code = code.get(..count)?;
+    let load = code.strip_prefix(&LANDING_PAD).unwrap_or(code);
+    let offset = load.strip_prefix(&LOAD_ADDRESS)?.first_chunk()?;
+    // The offset counts from the next instruction.
+    let skipped = if load.len() < code.len() { 4 } else { 0 };
+    let after = function.value.checked_add(skipped)?.checked_add(7)?;
+    let string = after
+        .0
+        .wrapping_add_signed(i32::from_le_bytes(*offset).into());
+    let mut text = [0; 16];
+    let count = memory.read(Addr(string), &mut text);
+    let text = text.get(..count)?.split(|byte| *byte == 0).next()?;
+    let is_version =
+        text.first() == Some(&b'2') && text.iter().all(|b| b.is_ascii_digit() || *b == b'.');
+    is_version.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
 /// Allocators by the functions that only they export, and by the names of their files.
@@ -102,6 +132,7 @@ fn foreign_allocator(file_name: &str, defines: &dyn Fn(&str) -> bool) -> Option<
         ("rpmalloc", "rpmalloc"),
         ("snmalloc", "sn_malloc"),
         ("scudo", "__scudo_print_stats"),
+        ("musl malloc", "__dls3"),
     ];
     let by_file = [
         ("musl malloc", "ld-musl-"),
@@ -282,6 +313,22 @@ mod tests {
     }
 
     #[test]
+    fn the_version_is_the_string_that_the_function_returns() {
+        for landing_pad in [&[][..], &[0xf3, 0x0f, 0x1e, 0xfa]] {
+            let mut memory = FakeMemory::zeroed(0x1000, 0x200);
+            let code = [landing_pad, &[0x48, 0x8d, 0x05]].concat();
+            memory.bytes[..code.len()].copy_from_slice(&code);
+            let offset = 0x100 - code.len() - 4;
+            memory.bytes[code.len()] = u8::try_from(offset).expect("a byte");
+            memory.bytes[0x100..0x105].copy_from_slice(b"2.36\0");
+            let symbols = [function("gnu_get_libc_version", 0x1000, 8)];
+            assert_eq!(glibc_version(&memory, &symbols).as_deref(), Some("2.36"));
+            memory.bytes[0x100] = b'x';
+            assert_eq!(glibc_version(&memory, &symbols), None);
+        }
+    }
+
+    #[test]
     fn functions_far_apart_give_no_range() {
         let symbols = [
             function("malloc", 0x1000, 16),
@@ -296,6 +343,7 @@ mod tests {
             path: String::new(),
             foreign: None,
             is_glibc: true,
+            glibc_version: None,
             code: Some(AddrRange::new(Addr(0x1000), Addr(0x2000))),
         }];
         let mut memory = FakeMemory::zeroed(0x7000, 0x1000);

@@ -7,10 +7,12 @@
 )]
 
 mod block;
+mod embedded;
 mod exports;
 pub mod glibc;
 
 pub use block::{Block, Heap, Zone};
+pub use embedded::embedded_allocator;
 pub use exports::{Exporter, exporters, is_inside_malloc};
 
 use glibc::Problem;
@@ -68,25 +70,64 @@ pub struct Walk {
     pub problems: Vec<Problem>,
 }
 
-/// Lists the live blocks of `snapshot`.
+/// Lists the live blocks of `snapshot`. `embedded` is the allocator that is linked into its
+/// executable, if there is one.
 ///
 /// # Errors
 /// Says so when an allocator is in charge that rleaks cannot read, or when none was found: no
 /// blocks are never mistaken for no leaks.
-pub fn walk(snapshot: &Snapshot, exporters: &[Exporter]) -> Result<Walk, HeapError> {
+pub fn walk(
+    snapshot: &Snapshot,
+    exporters: &[Exporter],
+    embedded: Option<&'static str>,
+) -> Result<Walk, HeapError> {
+    let executable = &snapshot.process.executable;
+    let foreign = |allocator: &str, path: &str| HeapError::ForeignAllocator {
+        allocator: allocator.to_owned(),
+        path: path.to_owned(),
+    };
     let in_charge = exporters.first();
     if let Some((allocator, exporter)) = in_charge.and_then(|e| Some((e.foreign?, e))) {
-        return Err(HeapError::ForeignAllocator {
-            allocator: allocator.to_owned(),
-            path: exporter.path.clone(),
-        });
+        return Err(foreign(allocator, &exporter.path));
     }
-    let found = glibc::walk(snapshot);
-    let found = found.ok_or_else(|| HeapError::NotFound(snapshot.process.executable.clone()))?;
+    if let Some(allocator) = embedded {
+        return Err(foreign(allocator, executable));
+    }
+    let Some(mut found) = glibc::walk(snapshot) else {
+        return match in_charge {
+            Some(exporter) if exporter.is_glibc && !has_heap(snapshot) => Ok(Walk::default()),
+            Some(exporter) if !exporter.is_glibc => {
+                Err(foreign("a malloc of its own", &exporter.path))
+            }
+            _ if is_go(snapshot) => Err(foreign("Go's runtime", executable)),
+            _ => Err(HeapError::NotFound(executable.clone())),
+        };
+    };
+    let version = exporters
+        .iter()
+        .find_map(|exporter| exporter.glibc_version.as_ref());
+    if let Some(version) = version {
+        for zone in &mut found.heap.zones {
+            zone.allocator = format!("glibc {version}");
+        }
+    }
     Ok(Walk {
         heap: found.heap,
         problems: found.problems,
     })
+}
+
+/// Says whether anything was ever allocated through `brk`: a program that has not may not have
+/// called malloc yet.
+fn has_heap(snapshot: &Snapshot) -> bool {
+    snapshot
+        .regions
+        .iter()
+        .any(|region| region.name == "[heap]")
+}
+
+fn is_go(snapshot: &Snapshot) -> bool {
+    snapshot.modules.iter().any(|module| module.is_go)
 }
 
 impl Walk {

@@ -13,7 +13,9 @@ const PT_NOTE: u32 = 4;
 const PT_TLS: u32 = 7;
 const PF_X: u32 = 1;
 const PF_W: u32 = 2;
-const NT_GNU_BUILD_ID: u32 = 3;
+/// The types and owners of notes: a GNU build id, and a Go build id (`cmd/link`).
+const GNU_BUILD_ID: (u32, [u8; 4]) = (3, *b"GNU\0");
+const GO_BUILD_ID: (u32, [u8; 4]) = (4, *b"Go\0\0");
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
 /// More program headers than any linker writes.
@@ -83,7 +85,12 @@ fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Mod
         executable: header.flags & PF_X != 0,
     });
     let of_kind = |kind| headers.iter().find(|header| header.kind == kind);
-    let notes = headers.iter().filter(|header| header.kind == PT_NOTE);
+    let notes = || {
+        headers
+            .iter()
+            .filter(|header| header.kind == PT_NOTE)
+            .map(place)
+    };
     Some(Module {
         path: first.name.trim_end_matches(" (deleted)").to_owned(),
         base: first.range.start,
@@ -92,7 +99,8 @@ fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Mod
         dynamic: of_kind(PT_DYNAMIC).map(place),
         tls_size: of_kind(PT_TLS).map_or(0, |header| header.memory_size),
         file: first.file,
-        build_id: notes.map(place).find_map(|range| build_id(memory, range)),
+        build_id: notes().find_map(|range| note(memory, range, GNU_BUILD_ID)),
+        is_go: notes().any(|range| note(memory, range, GO_BUILD_ID).is_some()),
     })
 }
 
@@ -131,8 +139,8 @@ fn program_header(bytes: &[u8]) -> Option<ProgramHeader> {
     })
 }
 
-/// The GNU build id among the notes in `range`.
-fn build_id(memory: &dyn Memory, range: AddrRange) -> Option<Vec<u8>> {
+/// The content of the note of this type and owner among those in `range`.
+fn note(memory: &dyn Memory, range: AddrRange, wanted: (u32, [u8; 4])) -> Option<Vec<u8>> {
     let size = usize::try_from(range.size().min(MAX_NOTES)).ok()?;
     let mut bytes = vec![0; size];
     let count = memory.read(range.start, &mut bytes);
@@ -145,7 +153,7 @@ fn build_id(memory: &dyn Memory, range: AddrRange) -> Option<Vec<u8>> {
             .checked_add(name_size)?
             .checked_next_multiple_of(4)?;
         let end = content.checked_add(content_size)?;
-        if kind == NT_GNU_BUILD_ID && rest.get(12..16) == Some(b"GNU\0") {
+        if kind == wanted.0 && rest.get(12..16) == Some(&wanted.1[..]) {
             return rest.get(content..end).map(<[u8]>::to_vec);
         }
         rest = rest.get(end.checked_next_multiple_of(4)?..)?;

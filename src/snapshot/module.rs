@@ -35,6 +35,8 @@ pub struct Module {
     pub file: (u32, u32, u64),
     /// The GNU build id, read from memory.
     pub build_id: Option<Vec<u8>>,
+    /// The Go linker made it: it has a Go build id.
+    pub is_go: bool,
 }
 
 impl Module {

@@ -1,0 +1,87 @@
+//! rleaks' own answers.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// Runs rleaks to its end.
+fn rleaks(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rleaks"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// The document of `rleaks PID --json`, whose exit status must agree with what it says.
+pub(crate) fn leaks(pid: &str) -> Value {
+    report(&[pid, "--json"])
+}
+
+/// The same without one class of roots.
+pub(crate) fn leaks_without_roots(pid: &str, class: &str) -> Value {
+    report(&[pid, "--json", &format!("--no-roots={class}")])
+}
+
+/// The document of `rleaks heap PID --json`.
+pub(crate) fn heap(pid: &str) -> Value {
+    let output = rleaks(&["heap", pid, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    parse(&output)
+}
+
+/// The addresses and sizes of an array of blocks or leaks.
+pub(crate) fn addresses(array: &Value) -> BTreeMap<u64, u64> {
+    let block = |block: &Value| {
+        (
+            parse_address(block["address"].as_str()?),
+            block["size"].as_u64()?,
+        )
+            .into()
+    };
+    array
+        .as_array()
+        .and_then(|blocks| blocks.iter().map(block).collect())
+        .unwrap_or_else(|| panic!("not an array of blocks: {array}"))
+}
+
+/// An address as JSON and fixtures have it: `0x55...`.
+pub(crate) fn parse_address(text: &str) -> u64 {
+    text.strip_prefix("0x")
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .unwrap_or_else(|| panic!("not an address: {text}"))
+}
+
+fn report(arguments: &[&str]) -> Value {
+    let output = rleaks(arguments);
+    let status = output.status.code();
+    assert!(
+        matches!(status, Some(0 | 1)),
+        "{status:?}: {}",
+        text(&output.stderr)
+    );
+    let report = parse(&output);
+    let found = report["leaks"]
+        .as_array()
+        .is_some_and(|leaks| !leaks.is_empty());
+    assert_eq!(
+        status,
+        Some(found.into()),
+        "the exit status does not agree with the report"
+    );
+    report
+}
+
+fn parse(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!(
+            "{error} in {}{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        )
+    })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
