@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::job_control::{JobControlHeld, interrupt_flag};
 use super::procfs;
 use super::tracer::{self, Standstill};
-use super::watchdog::Armed;
 
 /// Targets that this process holds stopped.
 static STOPPED_TARGETS: AtomicUsize = AtomicUsize::new(0);
@@ -77,8 +76,7 @@ pub(super) struct Suspended {
     /// Dropping it tells the tracing thread to let go.
     release: Option<SyncSender<()>>,
     tracer: Option<JoinHandle<Duration>>,
-    // Both last until the target runs: fields are dropped after `drop` has run.
-    _watchdog: Armed,
+    /// Lasts until the target runs: fields are dropped after `drop` has run.
     _job_control: JobControlHeld,
 }
 
@@ -93,12 +91,11 @@ impl Suspended {
         let mut suspended = Self {
             release: Some(release),
             tracer: None,
-            _watchdog: Armed::new(limit),
             _job_control: JobControlHeld::new(),
         };
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
-            .spawn(move || tracer::trace(pid, interrupted, &found, &released));
+            .spawn(move || tracer::trace(pid, limit, interrupted, &found, &released));
         suspended.tracer = Some(tracer.map_err(|error| SuspendError::Other(pid, error))?);
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),
