@@ -8,6 +8,7 @@
 mod generator;
 mod harm;
 mod kinds;
+mod obstacles;
 mod roots;
 #[path = "../support/mod.rs"]
 mod support;

@@ -5,12 +5,14 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// rleaks, without arguments.
+pub(crate) fn rleaks_command() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_rleaks"))
+}
+
 /// Runs rleaks to its end.
 fn rleaks(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rleaks"))
-        .args(arguments)
-        .output()
-        .unwrap()
+    rleaks_command().args(arguments).output().unwrap()
 }
 
 /// The document of `rleaks PID --json`, whose exit status must agree with what it says.

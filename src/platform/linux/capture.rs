@@ -7,9 +7,13 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use nix::libc;
+
 use super::copy::{CopiedMemory, CopyBuffer};
 use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
+use super::obstacle_facts;
+use super::obstacles::{Obstacle, Refusal};
 use super::pagemap::PageMap;
 use super::plan::Plan;
 use super::process_memory::ProcessMemory;
@@ -30,20 +34,20 @@ const COPY_SHARE: (u64, u64) = (2, 3);
 /// Why a process could not be captured. In each case it runs on.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
+    /// Something is in the way, and it is known what.
+    #[error(transparent)]
+    Obstacle(#[from] Obstacle),
     /// It could not be stopped.
     #[error(transparent)]
     Suspend(#[from] SuspendError),
     /// A file of `/proc` could not be read.
-    #[error("cannot read {path}: {remedy}", remedy = remedy(.source))]
+    #[error("cannot read {path}{}", remedy(.source))]
     Proc {
         /// The file.
         path: String,
         /// Why.
         source: io::Error,
     },
-    /// The target has 32-bit code, or is no ELF program of this machine.
-    #[error("process {0} is no 64-bit program: rleaks reads x86-64 processes only")]
-    Architecture(u32),
     /// Memory for the copy could not be had.
     #[error("cannot allocate {0} bytes for the copy: use --snapshot=stream")]
     Buffer(u64, #[source] io::Error),
@@ -51,11 +55,8 @@ pub enum CaptureError {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "run rleaks as the same user or with sudo, or give it the capability cap_sys_ptrace"
-        }
-        io::ErrorKind::NotFound => "the process has ended, or the kernel does not offer this file",
-        _ => "see the cause below",
+        io::ErrorKind::NotFound => ": the kernel does not offer this file",
+        _ => "",
     }
 }
 
@@ -113,7 +114,10 @@ impl Target {
     /// program.
     pub fn open(pid: u32) -> Result<Self, CaptureError> {
         if !fs::exists(format!("/proc/{pid}")).unwrap_or(false) {
-            return Err(SuspendError::NoSuchProcess(pid).into());
+            return Err(Obstacle::NoSuchProcess(pid).into());
+        }
+        if let Some(obstacle) = obstacle_facts::architecture(pid) {
+            return Err(obstacle.into());
         }
         let memory = ProcessMemory::new(i32::try_from(pid).unwrap_or(i32::MAX), open(pid, "mem")?);
         Ok(Self(Rc::new(Opened {
@@ -128,7 +132,7 @@ impl Target {
     /// The file of the executable, if it can be opened.
     #[must_use]
     pub fn executable(&self) -> Option<RegularFile> {
-        TargetFiles::of_process(self.0.pid).file(&self.0.process.executable)
+        TargetFiles::of_process(self.0.pid).executable()
     }
 
     /// The target's memory as it is now, whether the target runs or not.
@@ -168,14 +172,14 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self) -> Result<Stopped, CaptureError> {
-        let suspended = Suspended::stop(self.0.pid, interrupt_flag())?;
+        let suspended = Suspended::stop(self.0.pid, interrupt_flag()).map_err(explained)?;
         let taken_at = SystemTime::now();
         let mut threads = Vec::new();
         for tid in suspended.threads() {
             match registers::read(self.0.pid, tid) {
                 Ok(thread) => threads.push(thread),
                 // Killed while it stood still.
-                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => return Err(SuspendError::Other(self.0.pid, error).into()),
             }
         }
@@ -183,7 +187,8 @@ impl Target {
             return Err(SuspendError::NoSuchProcess(self.0.pid).into());
         }
         if threads.iter().any(Thread::is_32_bit) {
-            return Err(CaptureError::Architecture(self.0.pid));
+            let what = "i386 (32-bit)".to_owned();
+            return Err(Obstacle::Architecture(self.0.pid, what).into());
         }
         let regions = self.regions()?;
         Ok(Stopped {
@@ -199,7 +204,7 @@ impl Target {
         let regions = regions::parse_maps(&read(self.0.pid, "maps")?);
         if regions.is_empty() {
             // A zombie and a kernel thread have no memory.
-            return Err(SuspendError::NoMemory(self.0.pid).into());
+            return Err(explained(SuspendError::NoMemory(self.0.pid)));
         }
         Ok(regions)
     }
@@ -398,9 +403,38 @@ fn read(pid: u32, name: &str) -> Result<Vec<u8>, CaptureError> {
     fs::read(format!("/proc/{pid}/{name}")).map_err(|source| proc_error(pid, name, source))
 }
 
+/// The error of a file of `/proc`. It takes time where the kernel refused: the reason is looked for.
 fn proc_error(pid: u32, name: &str, source: io::Error) -> CaptureError {
-    CaptureError::Proc {
-        path: format!("/proc/{pid}/{name}"),
-        source,
+    match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => obstacle_facts::explain(pid, Refusal::File).into(),
+        Some(libc::ESRCH) => explained(SuspendError::NoMemory(pid)),
+        _ if !fs::exists(format!("/proc/{pid}")).unwrap_or(true) => {
+            Obstacle::NoSuchProcess(pid).into()
+        }
+        _ => CaptureError::Proc {
+            path: format!("/proc/{pid}/{name}"),
+            source,
+        },
+    }
+}
+
+/// The obstacle behind what the kernel said.
+fn explained(error: SuspendError) -> CaptureError {
+    match error {
+        SuspendError::NoSuchProcess(pid) => Obstacle::NoSuchProcess(pid).into(),
+        SuspendError::AlreadyTraced(pid, tracer) => obstacle_facts::traced_by(pid, tracer).into(),
+        SuspendError::Denied(pid) => obstacle_facts::explain(pid, Refusal::Request).into(),
+        SuspendError::Other(pid, ref source)
+            if matches!(source.raw_os_error(), Some(libc::ENOSYS | libc::EACCES)) =>
+        {
+            obstacle_facts::explain(pid, Refusal::Request).into()
+        }
+        SuspendError::NoMemory(pid) => match obstacle_facts::explain(pid, Refusal::File) {
+            found @ (Obstacle::NoSuchProcess(_)
+            | Obstacle::Zombie(_)
+            | Obstacle::KernelThread(_)) => found.into(),
+            _ => SuspendError::NoMemory(pid).into(),
+        },
+        other => other.into(),
     }
 }

@@ -117,6 +117,14 @@ impl TargetFiles {
         regular_file_in(self.own_root.as_ref()?, path)
     }
 
+    /// The target's executable: also when it is deleted, and when the target's root directory is
+    /// not the one that its path begins at, as after chroot.
+    #[must_use]
+    pub fn executable(&self) -> Option<RegularFile> {
+        let name = openat(self.process.as_ref()?, "exe", NAME_ONLY, Mode::empty()).ok()?;
+        RegularFile::reopen(name)
+    }
+
     /// The file that the target has mapped at `base`, where a mapping starts: also when it is
     /// deleted. The kernel shows it to privileged users only.
     #[must_use]

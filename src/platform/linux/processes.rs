@@ -74,7 +74,7 @@ fn effective_uid(folder: &Path) -> Option<u32> {
 }
 
 /// The rest of the line of `status` that begins with `key`.
-fn field(status: &[u8], key: &str) -> Option<String> {
+pub(super) fn field(status: &[u8], key: &str) -> Option<String> {
     let mut lines = status.split(|&byte| byte == b'\n');
     let rest = lines.find_map(|line| line.strip_prefix(key.as_bytes()))?;
     Some(String::from_utf8_lossy(rest).trim().to_owned())
