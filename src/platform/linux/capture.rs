@@ -31,6 +31,19 @@ const SLACK: u64 = 16 << 20;
 /// The share of the available memory that a copy may take; the analysis needs the rest.
 const COPY_SHARE: (u64, u64) = (2, 3);
 
+/// The memory that is taken for a copy of `bytes` bytes: the target may grow until it is stopped.
+fn copy_size(bytes: u64) -> u64 {
+    bytes + bytes / 16 + SLACK
+}
+
+/// The largest target of which a copy is taken; a larger one is read while it stands still. `None`
+/// where the available memory is not known.
+#[must_use]
+pub fn copy_limit() -> Option<u64> {
+    let (share, of) = COPY_SHARE;
+    available_memory().map(|bytes| bytes / of * share)
+}
+
 /// Why a process could not be captured. In each case it runs on.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
@@ -79,6 +92,8 @@ pub struct Survey {
     uses: Vec<RegionUse>,
     /// The loaded modules.
     pub modules: Vec<Module>,
+    /// Bytes that a capture of this moment would hold.
+    pub bytes: u64,
     /// The modules' regions: while they are the same, the modules are.
     images: Vec<Region>,
     buffer: Option<CopyBuffer>,
@@ -151,11 +166,12 @@ impl Target {
         let modules = snapshot::modules(&self.0.memory, &regions);
         let plan = Plan::new(&regions, &uses, &self.0.pagemap)
             .map_err(|source| proc_error(self.0.pid, "pagemap", source))?;
-        let wanted = plan.bytes() + plan.bytes() / 16 + SLACK;
+        let wanted = copy_size(plan.bytes());
         let mut survey = Survey {
             uses,
             images: images(&regions),
             modules,
+            bytes: plan.bytes(),
             buffer: None,
             method,
             warnings: Vec::new(),
@@ -211,12 +227,16 @@ impl Target {
 }
 
 impl Survey {
+    /// The memory that a copy needs.
+    #[must_use]
+    pub fn copy_size(&self) -> u64 {
+        copy_size(self.bytes)
+    }
+
     /// Takes memory for a copy of `wanted` bytes; where that is too much, the target will be read
     /// while it stands still.
     fn prepare_copy(&mut self, wanted: u64) -> Result<(), CaptureError> {
-        let (share, of) = COPY_SHARE;
-        let limit = available_memory().map_or(u64::MAX, |bytes| bytes / of * share);
-        if wanted <= limit {
+        if copy_limit().is_none_or(|limit| wanted <= limit) {
             let buffer = CopyBuffer::faulted_in(wanted);
             self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
             return Ok(());
