@@ -6,6 +6,7 @@
 )]
 
 mod containers;
+mod doctor;
 mod generator;
 mod harm;
 mod kinds;

@@ -161,7 +161,8 @@ impl Readable {
         const ID: &str = "pause";
         match self.pause(system) {
             Some(seconds) => {
-                let milliseconds = seconds * 1000.0;
+                // Stopping and releasing takes some time for the smallest process, too.
+                let milliseconds = (seconds * 1000.0).max(0.1);
                 let bytes = Size(self.bytes);
                 Check::ok(ID, format!("about {milliseconds:.1} ms to copy {bytes}"))
             }
@@ -229,7 +230,7 @@ fn symbols(modules: &[ModuleSymbols]) -> Check {
     const ID: &str = "symbols";
     let count = |source| modules.iter().filter(|m| m.source == source).count();
     let found = count(SymbolSource::Full) + count(SymbolSource::DebugFile);
-    let mut parts = vec![format!("all of {found} of {} modules", modules.len())];
+    let mut parts = vec![format!("complete for {found} of {} modules", modules.len())];
     for (source, what) in [
         (SymbolSource::DebugFile, "of these in separate debug files"),
         (SymbolSource::Exported, "stripped to what they export"),
@@ -323,7 +324,7 @@ mod tests {
         let check = symbols(&modules);
         assert_eq!(
             check.message,
-            "all of 2 of 4 modules, 1 of these in separate debug files, 1 stripped to what they \
+            "complete for 2 of 4 modules, 1 of these in separate debug files, 1 stripped to what they \
              export, 1 whose file is gone or replaced"
         );
         let loss = "local variables and classes have no names in libz.so.1, plugin.so";

@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use anyhow::Context;
+
 use super::Check;
 use crate::platform::{
     Privileges, Target, available_memory, copy_limit, copy_speed, kernel_release, page_map,
@@ -171,8 +173,10 @@ fn trace_a_child() -> anyhow::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("demo-target")
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()?;
+        // Not /dev/null, which a small container lacks.
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start a process to try it on")?;
     let traced = Target::open(child.id()).and_then(|target| target.stop().map(drop));
     // It ends when its input does; it may have ended already.
     let _ = child.kill();

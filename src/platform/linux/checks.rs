@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::copy::{CopiedMemory, CopyBuffer};
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
-use super::pagemap::{PageMap, Pages};
+use super::pagemap::{PAGE, PageMap, Pages};
 use super::plan::Plan;
 use super::process_memory::ProcessMemory;
 use super::procfs;
@@ -56,7 +56,7 @@ pub fn kernel_release() -> String {
 /// Says why they cannot.
 pub fn page_map() -> io::Result<bool> {
     let own = vec![1_u8; 4096];
-    let page = AddrRange::with_size(Addr(own.as_ptr() as u64), 4096);
+    let page = AddrRange::with_size(Addr(own.as_ptr() as u64).align_down(PAGE), PAGE);
     let map = PageMap::new(File::open("/proc/self/pagemap")?);
     map.pages(page, Pages::Used)?;
     Ok(map.can_scan(page))
