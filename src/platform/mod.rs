@@ -14,6 +14,6 @@ pub use find::{Choice, FindError, find_by_name, find_by_pid};
 pub use linux::{
     CaptureError, Obstacle, Privileges, RegularFile, Remedy, Stopped, Survey, SuspendError, Target,
     TargetFiles, available_memory, copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag,
-    kernel_release, page_map, privileges, process, processes, thread_count, tracer,
+    is_hidden, kernel_release, page_map, privileges, process, processes, thread_count, tracer,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

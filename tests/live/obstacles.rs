@@ -5,10 +5,11 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Fixture, Shared, rleaks_command, unprivileged};
+use crate::support::{Container, Fixture, Root, Shared, rleaks_command, unprivileged};
 
 /// `command` ends with status 2, prints nothing on standard output, and says `expected`.
 fn assert_refused(command: &mut Command, expected: &str) {
@@ -124,6 +125,30 @@ fn root_without_the_capability_is_told_so() {
 }
 
 #[test]
+fn process_with_more_capabilities_is_said() {
+    let target = Fixture::start("kind_cycle.c");
+    let mut rleaks = Command::new("setpriv");
+    rleaks.args(["--inh-caps=-all", "--bounding-set=-sys_ptrace"]);
+    rleaks.args([env!("CARGO_BIN_EXE_rleaks"), &target.pid()]);
+    assert_refused(
+        &mut rleaks,
+        "has capabilities that rleaks lacks: rleaks runs as root, but without",
+    );
+}
+
+#[test]
+fn set_uid_program_of_the_same_user_is_said() {
+    let (shared, rleaks) = Shared::with_rleaks();
+    let program = shared.add(&Fixture::program("kind_cycle.c"), "fixture");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+    let target = Fixture::start_by(&mut unprivileged(&program));
+    assert_refused(
+        unprivileged(&rleaks).arg(target.pid()),
+        "belongs to another user, uid 0: run rleaks with sudo",
+    );
+}
+
+#[test]
 fn own_process_of_an_unprivileged_user_is_scanned() {
     let (shared, rleaks) = Shared::with_rleaks();
     let target = unprivileged_fixture(&shared, "kind_cycle.c", &[]);
@@ -151,6 +176,34 @@ fn tracer_is_named() {
         tracer.pid()
     );
     assert_refused(rleaks_command().arg(target.pid()), &expected);
+}
+
+#[test]
+fn tracer_outside_of_the_container_is_suspected_inside() {
+    let container = Container::start(Root::Tmpfs, "kind_cycle.c", &[]);
+    let _tracer = Fixture::start_with("obstacle.c", &["trace", &container.fixture.pid()]);
+    assert_refused(
+        container.rleaks().arg("1"),
+        "does not let rleaks trace process 1, though it has the capability cap_sys_ptrace: a \
+         tracer outside of this container may hold the process",
+    );
+}
+
+#[test]
+fn hidden_process_is_said() {
+    let (_shared, rleaks) = Shared::with_rleaks();
+    let target = Fixture::start("kind_cycle.c");
+    let script = format!(
+        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 \
+         --clear-groups --inh-caps=-all --bounding-set=-all {} {}",
+        rleaks.display(),
+        target.pid()
+    );
+    let mut hidden = Command::new("unshare");
+    assert_refused(
+        hidden.args(["--mount", "sh", "-c", &script]),
+        "belongs to another user and is hidden (/proc is mounted with hidepid)",
+    );
 }
 
 #[test]

@@ -55,9 +55,8 @@ mod tests {
     use super::*;
     use crate::cli::doctor::TargetEntry;
 
-    #[test]
-    fn lines_are_aligned_and_losses_stand_below() {
-        let document = Document {
+    fn document() -> Document {
+        Document {
             schema_version: 1,
             rleaks_version: "0.1.0",
             kernel: "6.1.0".to_owned(),
@@ -74,7 +73,21 @@ mod tests {
                 expected_pause_seconds: None,
                 checks: vec![Check::failed("permission", "refused", "all of it")],
             }),
-        };
+        }
+    }
+
+    #[test]
+    fn json_has_a_stable_shape() {
+        let json = serde_json::to_string(&document()).expect("a document");
+        insta::assert_snapshot!(json.replace("],", "],\n"), @r#"
+        {"schema_version":1,"rleaks_version":"0.1.0","kernel":"6.1.0","checks":[{"id":"yama","status":"ok","message":"not in this kernel","loss":null},{"id":"privileges","status":"limited","message":"uid 1000","loss":"the processes of others"}],
+        "target":{"pid":77,"name":"a\u001bb","threads":1,"memory_bytes":null,"copy_bytes":null,"expected_pause_seconds":null,"checks":[{"id":"permission","status":"failed","message":"refused","loss":"all of it"}]}}
+        "#);
+    }
+
+    #[test]
+    fn lines_are_aligned_and_losses_stand_below() {
+        let document = document();
         let plain = anstream::adapter::strip_str(&text(&document)).to_string();
         insta::assert_snapshot!(plain, @r"
         rleaks 0.1.0 on Linux 6.1.0

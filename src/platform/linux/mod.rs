@@ -1,6 +1,7 @@
 //! Linux: ptrace, `/proc`, `process_vm_readv`.
 
 mod capture;
+mod capture_error;
 mod checks;
 mod copy;
 mod files;
@@ -19,7 +20,8 @@ mod registers;
 mod stream;
 mod suspend;
 
-pub use capture::{CaptureError, Stopped, Survey, Target, copy_limit};
+pub use capture::{Stopped, Survey, Target, copy_limit};
+pub use capture_error::CaptureError;
 pub use checks::{
     Privileges, copy_speed, kernel_release, page_map, privileges, thread_count, tracer,
 };
@@ -27,5 +29,5 @@ pub use files::{RegularFile, TargetFiles};
 pub use job_control::interrupt_flag;
 pub use limits::available_memory;
 pub use obstacles::{Obstacle, Remedy};
-pub use processes::{process, processes};
+pub use processes::{is_hidden, process, processes};
 pub use suspend::{SuspendError, holds_a_stopped_target};

@@ -105,6 +105,19 @@ pub enum Obstacle {
          the program; run both rleaks and the program on the machine that they are for"
     )]
     Emulated(u32, String),
+    /// `/proc` does not show it.
+    #[error(
+        "process {0} belongs to another user and is hidden (/proc is mounted with hidepid): run \
+         rleaks with sudo"
+    )]
+    Hidden(u32),
+    /// None of these, and the rights are there.
+    #[error(
+        "the kernel does not let rleaks trace process {0}, though it has the capability \
+         cap_sys_ptrace: a tracer outside of this container may hold the process (end that first), \
+         or a security module refuses (run rleaks outside of what it confines)"
+    )]
+    Unexplained(u32),
     /// None of these.
     #[error("not allowed to trace process {0}: {1}")]
     Denied(u32, Remedy),
@@ -221,7 +234,10 @@ pub(super) fn decide(facts: &Facts, refusal: Refusal) -> Obstacle {
             let modules = facts.modules.clone()?;
             Some(Obstacle::SecurityModule { pid, modules })
         })
-        .unwrap_or(Obstacle::Denied(pid, facts.own.remedy()))
+        .unwrap_or(match facts.own.may_trace() {
+            true => Obstacle::Unexplained(pid),
+            false => Obstacle::Denied(pid, facts.own.remedy()),
+        })
 }
 
 fn nothing_to_trace(facts: &Facts) -> Option<Obstacle> {
@@ -520,10 +536,8 @@ mod tests {
         filtered.filtered = true;
         assert_eq!(decide(&filtered, Refusal::Request), Obstacle::Seccomp(77));
         // A filter sees no files.
-        assert_eq!(
-            decide(&filtered, Refusal::File),
-            Obstacle::Denied(77, Remedy::Capability)
-        );
+        let unexplained = Obstacle::Unexplained(77);
+        assert_eq!(decide(&filtered, Refusal::File), unexplained);
         let modules = "apparmor".to_owned();
         let refused = Obstacle::SecurityModule {
             pid: 77,
@@ -562,6 +576,8 @@ mod tests {
             ),
             (Obstacle::YamaAdministrators(77, sudo), "ptrace_scope is 2)"),
             (Obstacle::YamaNobody(77), "until the next boot"),
+            (Obstacle::Unexplained(77), "end that first"),
+            (Obstacle::Hidden(77), "run rleaks with sudo"),
             (Obstacle::Seccomp(77), "--cap-add=SYS_PTRACE"),
             (module, "(selinux)"),
             (traced, "by process 9 (gdb): end that"),
