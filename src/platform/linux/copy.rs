@@ -44,11 +44,6 @@ impl CopyBuffer {
         Ok(Self(map))
     }
 
-    /// Where it lies in this process.
-    pub(super) fn range(&self) -> AddrRange {
-        AddrRange::with_size(Addr(self.0.as_ptr() as u64), self.capacity())
-    }
-
     pub(super) fn capacity(&self) -> u64 {
         self.0.len() as u64
     }
