@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 
 use super::args::{Args, TargetArgs};
-use crate::platform::{self, FindError, ProcessInfo, find_by_name, find_by_pid};
+use crate::platform::{self, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
 
 /// What the word that names the target is.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,7 +27,11 @@ pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
     let own_pid = std::process::id();
     match word(args) {
         Word::Pid(digits) => {
-            let found = digits.parse().ok().and_then(platform::process);
+            let pid = digits.parse().ok();
+            let found = pid.and_then(platform::process);
+            if let Some(pid) = pid.filter(|pid| found.is_none() && platform::is_hidden(*pid)) {
+                return Err(Obstacle::Hidden(pid).into());
+            }
             Ok(vec![find_by_pid(digits, found, own_pid)?])
         }
         Word::Name(name) => {

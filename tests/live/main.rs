@@ -5,9 +5,12 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod containers;
+mod doctor;
 mod generator;
 mod harm;
 mod kinds;
+mod obstacles;
 mod roots;
 #[path = "../support/mod.rs"]
 mod support;

@@ -25,6 +25,7 @@ pub(crate) struct Leak {
 #[derive(Debug)]
 pub(crate) struct Fixture {
     child: Child,
+    pid: u32,
     output: BufReader<ChildStdout>,
     /// Blocks that something references: address and usable size.
     pub(crate) live: BTreeMap<u64, u64>,
@@ -44,15 +45,35 @@ impl Fixture {
 
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(compile(file))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(compile(file));
+        command.args(arguments);
+        let child = spawn(&mut command);
+        let pid = child.id();
+        Self::listen(child, pid)
+    }
+
+    /// Starts a fixture through `command`, which ends up running it: as this process, or as the
+    /// only child of its only child and so on.
+    pub(crate) fn start_by(command: &mut Command) -> Self {
+        let child = spawn(command);
+        let pid = child.id();
+        let mut fixture = Self::listen(child, pid);
+        while let Some(child) = only_child(fixture.pid) {
+            fixture.pid = child;
+        }
+        fixture
+    }
+
+    /// Where the program of `fixtures/FILE` is.
+    pub(crate) fn program(file: &str) -> PathBuf {
+        compile(file)
+    }
+
+    fn listen(mut child: Child, pid: u32) -> Self {
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut fixture = Self {
             child,
+            pid,
             output,
             live: BTreeMap::new(),
             notes: BTreeMap::new(),
@@ -75,7 +96,7 @@ impl Fixture {
 
     /// The pid, as an argument for rleaks.
     pub(crate) fn pid(&self) -> String {
-        self.child.id().to_string()
+        self.pid.to_string()
     }
 
     /// The next line that the fixture prints.
@@ -123,6 +144,19 @@ impl Fixture {
             _ => panic!("the fixture said {line:?}"),
         }
     }
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn only_child(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.trim().parse().ok()
 }
 
 impl Drop for Fixture {
