@@ -24,7 +24,6 @@ enum Word<'a> {
 ///
 /// There is none, there are several and none was chosen, or the word is a file.
 pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
-    let own_pid = std::process::id();
     match word(args) {
         Word::Pid(digits) => {
             let pid = digits.parse().ok();
@@ -32,11 +31,11 @@ pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
             if let Some(pid) = pid.filter(|pid| found.is_none() && platform::is_hidden(*pid)) {
                 return Err(Obstacle::Hidden(pid).into());
             }
-            Ok(vec![find_by_pid(digits, found, own_pid)?])
+            Ok(vec![find_by_pid(digits, found, platform::visible_pid())?])
         }
         Word::Name(name) => {
             let all = platform::processes().context("cannot list the processes in /proc")?;
-            let found = find_by_name(&all, name, args.choice(), own_pid);
+            let found = find_by_name(&all, name, args.choice(), std::process::id());
             if matches!(found, Err(FindError::NoSuchName { .. })) && is_command(name) {
                 bail!("no process is named {name}; the command {name} comes first: rleaks {name}");
             }

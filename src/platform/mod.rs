@@ -15,6 +15,6 @@ pub use linux::{
     CaptureError, Obstacle, Privileges, RegularFile, Remedy, Stopped, Survey, SuspendError, Target,
     TargetFiles, available_memory, copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag,
     is_hidden, kernel_release, page_map, privileges, process, processes, thread_count, tracer,
-    watched,
+    visible_pid, watched,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

@@ -38,4 +38,4 @@ pub use obstacles::{Obstacle, Remedy};
 pub use processes::{is_hidden, process, processes};
 pub use survey::{Survey, Target, copy_limit};
 pub use suspend::{SuspendError, holds_a_stopped_target};
-pub use watchdog::watched;
+pub use watchdog::{visible_pid, watched};
