@@ -14,3 +14,4 @@ mod obstacles;
 mod roots;
 #[path = "../support/mod.rs"]
 mod support;
+mod syscalls;
