@@ -5,9 +5,11 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod allocators;
 mod generator;
 mod harm;
 mod kinds;
+mod mono;
 mod roots;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,10 +4,16 @@
 
 mod compile;
 mod fixture;
+mod program;
 mod report;
 
+pub(crate) use compile::{Build, compile, compile_as};
 pub(crate) use fixture::{Fixture, Leak};
-pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address};
+pub(crate) use program::Program;
+pub(crate) use report::{
+    addresses, assert_refused, heap, leaks, leaks_with, leaks_without_roots, parse_address, rleaks,
+    text,
+};
 
 /// A number from the environment, which long runs raise.
 pub(crate) fn number_from_environment(name: &str, default: u64) -> u64 {

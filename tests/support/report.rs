@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// Runs rleaks to its end.
-fn rleaks(arguments: &[&str]) -> Output {
+pub(crate) fn rleaks(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rleaks"))
         .args(arguments)
         .output()
@@ -21,6 +21,21 @@ pub(crate) fn leaks(pid: &str) -> Value {
 /// The same without one class of roots.
 pub(crate) fn leaks_without_roots(pid: &str, class: &str) -> Value {
     report(&[pid, "--json", &format!("--no-roots={class}")])
+}
+
+/// The document of `rleaks PID --json` with more options.
+pub(crate) fn leaks_with(pid: &str, options: &[&str]) -> Value {
+    report(&[&[pid, "--json"], options].concat())
+}
+
+/// Asserts that rleaks could not do its work, printed no result, and gave `reason`.
+#[track_caller]
+pub(crate) fn assert_refused(arguments: &[&str], reason: &str) {
+    let output = rleaks(arguments);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    assert!(said.contains(reason), "{reason:?} is not in:\n{said}");
 }
 
 /// The document of `rleaks heap PID --json`.
@@ -82,6 +97,6 @@ fn parse(output: &Output) -> Value {
     })
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
