@@ -46,7 +46,10 @@ fn jemalloc_is_refused() {
 
 #[test]
 fn tcmalloc_is_refused() {
-    assert_refuses(preloaded("libtcmalloc_minimal.so.4"), " allocates with tcmalloc, ");
+    assert_refuses(
+        preloaded("libtcmalloc_minimal.so.4"),
+        " allocates with tcmalloc, ",
+    );
 }
 
 #[test]
@@ -57,7 +60,10 @@ fn mimalloc_is_refused() {
 #[test]
 fn musl_is_refused() {
     let path = compile_as("echo.c", Build::Musl);
-    assert_refuses(start(&mut Command::new(path)), " allocates with musl malloc, ");
+    assert_refuses(
+        start(&mut Command::new(path)),
+        " allocates with musl malloc, ",
+    );
 }
 
 /// It has no name that it could be known by.
@@ -71,7 +77,10 @@ fn statically_linked_program_of_another_libc_is_refused() {
 #[test]
 fn address_sanitizer_is_refused() {
     let path = compile_as("echo.c", Build::AddressSanitizer);
-    assert_refuses(start(&mut Command::new(path)), " allocates with AddressSanitizer, ");
+    assert_refuses(
+        start(&mut Command::new(path)),
+        " allocates with AddressSanitizer, ",
+    );
 }
 
 #[test]
@@ -97,6 +106,9 @@ fn program_that_never_called_malloc_has_no_blocks_and_no_leaks() {
     let report = leaks(&program.pid());
     assert_eq!(report["heap"]["blocks"], 0, "{report}");
     assert_eq!(report["leaks"].as_array().map(Vec::len), Some(0));
-    assert_eq!(heap(&program.pid())["blocks"].as_array().map(Vec::len), Some(0));
+    assert_eq!(
+        heap(&program.pid())["blocks"].as_array().map(Vec::len),
+        Some(0)
+    );
     assert_goes_on(&mut program);
 }

@@ -9,7 +9,10 @@ mod allocators;
 mod generator;
 mod harm;
 mod kinds;
+mod methods;
 mod mono;
+mod programs;
 mod roots;
+mod signals;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{Program, assert_refused, compile, leaks, leaks_with, rleaks, text};
+use crate::support::{Program, compile, leaks, leaks_with, rleaks, text};
 
 const DROPPED: u64 = 20;
 
@@ -19,7 +19,10 @@ fn start() -> Program {
 /// Exactly the dropped blocks are leaks, each of the size that was asked for or little more.
 fn assert_are_dropped(report: &Value) {
     let leaks = report["leaks"].as_array().unwrap();
-    let mut sizes: Vec<u64> = leaks.iter().map(|leak| leak["size"].as_u64().unwrap()).collect();
+    let mut sizes: Vec<u64> = leaks
+        .iter()
+        .map(|leak| leak["size"].as_u64().unwrap())
+        .collect();
     sizes.sort_unstable();
     let asked: Vec<u64> = (0..DROPPED).map(|number| 1000 + 48 * number).collect();
     let fits = |(size, asked): (&u64, &u64)| (*asked..=asked + 24).contains(size);
@@ -37,37 +40,57 @@ fn assert_goes_on(mut mono: Program) {
     assert!(mono.wait().success());
 }
 
+/// One test, for processes are found by a name here: no other test must run one of that name.
 #[test]
 fn dropped_blocks_of_a_mono_program_are_its_leaks() {
+    scan_by_pid();
+    scan_by_name();
+}
+
+fn scan_by_pid() {
     let mono = start();
     assert_are_dropped(&leaks(&mono.pid()));
     assert_are_dropped(&leaks_with(&mono.pid(), &["--snapshot=stream"]));
     assert_goes_on(mono);
 }
 
-/// Other processes of the name may run here: they are started before ours and in other tests
-/// after it, so this one tells them apart by their pids.
-#[test]
-fn mono_program_is_found_by_its_name() {
+fn scan_by_name() {
+    let by_name = |options: &[&str]| {
+        let output = rleaks(&[&["--name", "mono-sgen", "--json"], options].concat());
+        let documents = text(&output.stdout);
+        let said = text(&output.stderr);
+        (documents, said)
+    };
     let mono = start();
-    let output = rleaks(&["--name", "mono-sgen", "--all", "--json"]);
-    let said = text(&output.stdout);
-    let documents = said.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let mut ours = documents.filter(|report| report["target"]["pid"] == mono.id());
-    let report = ours.next().unwrap_or_else(|| panic!("{said}{}", text(&output.stderr)));
+    let (document, said) = by_name(&["--newest"]);
+    let report: Value = serde_json::from_str(&document).unwrap_or_else(|e| panic!("{e}: {said}"));
+    assert_eq!(report["target"]["pid"], mono.id());
     assert_eq!(report["target"]["name"], "mono-sgen");
     assert_are_dropped(&report);
-    assert_goes_on(mono);
-}
 
-#[test]
-fn mono_program_is_the_newest_or_one_of_several_of_its_name() {
-    let (older, mono) = (start(), start());
-    assert_refused(&["--name", "mono-sgen"], "processes are named mono-sgen: give a pid");
-    let output = rleaks(&["--name", "mono-sgen", "--newest", "--json"]);
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_ne!(report["target"]["pid"], older.id());
-    assert_are_dropped(&report);
-    assert_goes_on(older);
+    let other = start();
+    let (_, said) = by_name(&[]);
+    assert!(
+        said.contains("processes are named mono-sgen: give a pid, or choose with"),
+        "{said}"
+    );
+    for pid in [mono.pid(), other.pid()] {
+        assert!(
+            said.lines().any(|line| line.trim().starts_with(&pid)),
+            "{said}"
+        );
+    }
+    let (documents, said) = by_name(&["--all"]);
+    let reports: Vec<Value> = documents
+        .lines()
+        .map(|d| serde_json::from_str(d).unwrap())
+        .collect();
+    for program in [&mono, &other] {
+        let report = reports
+            .iter()
+            .find(|report| report["target"]["pid"] == program.id());
+        assert_are_dropped(report.unwrap_or_else(|| panic!("{documents}{said}")));
+    }
     assert_goes_on(mono);
+    assert_goes_on(other);
 }
