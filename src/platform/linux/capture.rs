@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::copy::{CopiedMemory, CopyBuffer};
 use super::files::{RegularFile, TargetFiles};
-use super::limits::available_memory;
+use super::limits::{available_memory, has_room_for_copy};
 use super::pagemap::PageMap;
 use super::plan::Plan;
 use super::process_memory::ProcessMemory;
@@ -24,8 +24,6 @@ use crate::warning::{Bias, Warning};
 
 /// What the copy may need beyond the survey's estimate: the target runs on until it is stopped.
 const SLACK: u64 = 16 << 20;
-/// The share of the available memory that a copy may take; the analysis needs the rest.
-const COPY_SHARE: (u64, u64) = (2, 3);
 
 /// Why a process could not be captured. In each case it runs on.
 #[derive(Debug, thiserror::Error)]
@@ -209,9 +207,15 @@ impl Survey {
     /// Takes memory for a copy of `wanted` bytes; where that is too much, the target will be read
     /// while it stands still.
     fn prepare_copy(&mut self, wanted: u64) -> Result<(), CaptureError> {
-        let (share, of) = COPY_SHARE;
-        let limit = available_memory().map_or(u64::MAX, |bytes| bytes / of * share);
-        if wanted <= limit {
+        self.prepare_copy_within(wanted, available_memory())
+    }
+
+    fn prepare_copy_within(
+        &mut self,
+        wanted: u64,
+        available: Option<u64>,
+    ) -> Result<(), CaptureError> {
+        if has_room_for_copy(wanted, available) {
             let buffer = CopyBuffer::faulted_in(wanted);
             self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
             return Ok(());
@@ -402,5 +406,47 @@ fn proc_error(pid: u32, name: &str, source: io::Error) -> CaptureError {
     CaptureError::Proc {
         path: format!("/proc/{pid}/{name}"),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn survey() -> Survey {
+        Survey {
+            uses: Vec::new(),
+            modules: Vec::new(),
+            images: Vec::new(),
+            buffer: None,
+            method: Method::Copy,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn too_little_memory_for_a_copy_means_stream_and_a_warning() {
+        let mut survey = survey();
+        let prepared = survey.prepare_copy_within(5 << 20, Some(6 << 20));
+        assert!(prepared.is_ok() && survey.buffer.is_none());
+        assert_eq!(survey.method, Method::Stream);
+        let [warning] = survey.warnings.as_slice() else {
+            panic!("{:?}", survey.warnings);
+        };
+        assert_eq!(
+            (warning.code.as_str(), warning.bias),
+            ("streamed", Bias::None)
+        );
+        assert!(warning.message.contains("a copy of 5 MiB"), "{warning:?}");
+    }
+
+    #[test]
+    fn copy_gets_its_buffer_where_there_is_memory() {
+        let mut survey = survey();
+        let prepared = survey.prepare_copy_within(5 << 20, Some(60 << 20));
+        assert!(prepared.is_ok() && survey.warnings.is_empty());
+        assert_eq!(survey.method, Method::Copy);
+        let capacity = survey.buffer.map(|buffer| buffer.capacity());
+        assert!(capacity >= Some(5 << 20));
     }
 }
