@@ -1,10 +1,10 @@
 //! Stopping the target at a moment when no thread is inside malloc, and capturing it.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::heap::{self, Exporter, Heap, embedded_allocator};
-use crate::memory::Memory;
-use crate::platform::{CaptureError, Stopped, Survey, SuspendError, Target, interrupt_flag};
+use crate::platform::{Stopped, Survey, SuspendError, Target, interrupt_flag};
 use crate::snapshot::{Method, Snapshot};
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
@@ -18,67 +18,95 @@ pub(super) struct Captured {
     pub(super) stopped: Option<Stopped>,
 }
 
+/// What is found out while the target runs.
+struct Prepared {
+    survey: Survey,
+    exporters: Vec<Exporter>,
+    /// The allocator that is linked into the executable.
+    embedded: Option<&'static str>,
+}
+
+/// What came of one stop.
+enum Attempt {
+    Captured(Box<Captured>),
+    /// A thread was inside malloc, or modules were loaded meanwhile. What was prepared is handed
+    /// back where it is still good.
+    Again(Option<Prepared>),
+}
+
 /// Captures `target`. Where a stop finds a thread inside malloc, the target goes on for some
 /// milliseconds and is stopped again.
 pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Captured> {
-    let embedded = target
-        .executable()
-        .and_then(|file| embedded_allocator(file.size(), |offset, buf| file.read_at(offset, buf)));
     // The threads that copy exist before the target is stopped.
     rayon::broadcast(|_| ());
+    let mut prepared = None;
     for stop in 1..MAX_STOPS {
-        if let Some(captured) = attempt(target, method, embedded)? {
-            return Ok(captured);
+        match attempt(target, prepare(target, method, prepared)?)? {
+            Attempt::Captured(captured) => return Ok(*captured),
+            Attempt::Again(still_good) => prepared = still_good,
         }
         // Different each time, so that a thread with a rhythm is met at different points of it.
         std::thread::sleep(Duration::from_millis(u64::from(stop % 10 + 1)));
     }
-    last_attempt(target, method, embedded)
+    last_attempt(target, prepare(target, method, prepared)?)
 }
 
-/// Stops the target once. `None` if a thread was inside malloc, or if the modules changed.
-fn attempt(
+fn prepare(
     target: &Target,
     method: Method,
-    embedded: Option<&'static str>,
-) -> anyhow::Result<Option<Captured>> {
-    let (survey, exporters) = survey(target, method)?;
-    let stopped = target.stop()?;
-    if is_inside_malloc(&stopped, &exporters) || stopped.has_other_modules(&survey) {
-        return Ok(None);
+    prepared: Option<Prepared>,
+) -> anyhow::Result<Prepared> {
+    if interrupt_flag().load(Ordering::Relaxed) {
+        return Err(SuspendError::Interrupted.into());
     }
-    let (mut snapshot, stopped) = stopped.capture(survey)?;
-    let walk = heap::walk(&snapshot, &exporters, embedded)?;
+    if let Some(prepared) = prepared {
+        return Ok(prepared);
+    }
+    let survey = target.survey(method)?;
+    let executable = survey.executable();
+    Ok(Prepared {
+        exporters: heap::exporters(survey.memory(), &survey.modules),
+        embedded: executable.and_then(|file| {
+            embedded_allocator(file.size(), |offset, buf| file.read_at(offset, buf))
+        }),
+        survey,
+    })
+}
+
+/// Stops the target once, and accepts only a heap in which nothing is half-done.
+fn attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Attempt> {
+    let stopped = target.stop(&prepared.survey)?;
+    if is_inside_malloc(&stopped, &prepared.exporters) {
+        return Ok(Attempt::Again(Some(prepared)));
+    }
+    if stopped.has_other_modules(&prepared.survey) {
+        return Ok(Attempt::Again(None));
+    }
+    let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
+    let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;
     if !walk.is_clean() {
-        return Ok(None);
+        return Ok(Attempt::Again(None));
     }
-    snapshot
-        .warnings
-        .extend(heap::interposition_warning(&exporters));
-    Ok(Some(Captured {
+    let interposition = heap::interposition_warning(&prepared.exporters);
+    snapshot.warnings.extend(interposition);
+    Ok(Attempt::Captured(Box::new(Captured {
         snapshot,
         heap: walk.heap,
         stopped,
-    }))
+    })))
 }
 
 /// Stops the target a last time, and takes what is found where a thread that stands inside malloc
 /// explains what is wrong with it.
-fn last_attempt(
-    target: &Target,
-    method: Method,
-    embedded: Option<&'static str>,
-) -> anyhow::Result<Captured> {
-    let (survey, exporters) = survey(target, method)?;
-    let stopped = target.stop()?;
-    let inside_malloc = is_inside_malloc(&stopped, &exporters);
-    let (mut snapshot, stopped) = stopped.capture(survey)?;
-    let walk = heap::walk(&snapshot, &exporters, embedded)?;
+fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured> {
+    let stopped = target.stop(&prepared.survey)?;
+    let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
+    let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
+    let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;
     let (heap, warnings) = walk.settle(inside_malloc)?;
     snapshot.warnings.extend(warnings);
-    snapshot
-        .warnings
-        .extend(heap::interposition_warning(&exporters));
+    let interposition = heap::interposition_warning(&prepared.exporters);
+    snapshot.warnings.extend(interposition);
     Ok(Captured {
         snapshot,
         heap,
@@ -86,19 +114,9 @@ fn last_attempt(
     })
 }
 
-fn survey(target: &Target, method: Method) -> Result<(Survey, Vec<Exporter>), CaptureError> {
-    let survey = target.survey(method)?;
-    let exporters = heap::exporters(target.memory(), &survey.modules);
-    if interrupt_flag().load(std::sync::atomic::Ordering::Relaxed) {
-        return Err(SuspendError::Interrupted.into());
-    }
-    Ok((survey, exporters))
-}
-
 fn is_inside_malloc(stopped: &Stopped, exporters: &[Exporter]) -> bool {
-    let memory: &dyn Memory = stopped.memory();
     stopped
         .threads
         .iter()
-        .any(|thread| heap::is_inside_malloc(thread, memory, exporters))
+        .any(|thread| heap::is_inside_malloc(thread, stopped.memory(), exporters))
 }

@@ -52,7 +52,7 @@ struct RangeEntry {
 /// Lists the zones of each target.
 pub(crate) fn heap(args: &HeapArgs) -> anyhow::Result<ExitStatus> {
     for process in target::find(&args.target)? {
-        let target = Target::open(process.pid)?;
+        let target = Target::new(process.pid);
         let captured = capture(&target, Method::Copy)?;
         print(process.pid, &captured.heap, args)?;
     }

@@ -59,7 +59,7 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
 fn scan(pid: u32, args: &LeaksArgs, phases: &mut Phases) -> anyhow::Result<Report> {
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
-    let target = Target::open(pid)?;
+    let target = Target::new(pid);
     let captured = capture(&target, args.scan.snapshot.into())?;
     let mut snapshot = captured.snapshot;
     // The target's files are pinned while it lives; its symbols are read later.

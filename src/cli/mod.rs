@@ -19,6 +19,8 @@ use clap::Parser;
 
 use args::{Args, Command};
 
+use crate::platform::watched;
+
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ExitStatus {
@@ -48,12 +50,19 @@ pub fn main() -> ExitCode {
         Err(usage) => return error::report_usage(&usage).into(),
     };
     args.leaks.output.color.apply();
+    if matches!(args.command, Some(Command::DemoTarget)) {
+        return work(args).into();
+    }
+    // Another process watches that no target is stopped for too long.
+    watched(|| work(args).into())
+}
+
+fn work(args: Args) -> ExitStatus {
     match panic::catch(|| run(args)) {
         Ok(Ok(status)) => status,
         Ok(Err(error)) => error::report(&error),
         Err(bug) => error::report_bug(&bug),
     }
-    .into()
 }
 
 fn run(args: Args) -> anyhow::Result<ExitStatus> {

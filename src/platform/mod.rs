@@ -12,7 +12,7 @@ mod process;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CaptureError, RegularFile, Stopped, Survey, SuspendError, Target, TargetFiles,
-    holds_a_stopped_target, interrupt_flag, process, processes,
+    CaptureError, ProcError, RegularFile, Stopped, Survey, SuspendError, Target, TargetFiles,
+    ViewError, holds_a_stopped_target, interrupt_flag, process, processes, watched,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

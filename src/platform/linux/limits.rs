@@ -3,9 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-/// The share of the available memory that a copy may take; the analysis needs the rest.
-const COPY_SHARE: (u64, u64) = (2, 3);
-
 /// Bytes that this process can allocate without pushing others out: what the system has
 /// (`MemAvailable`), and what the memory cgroups of rleaks leave.
 ///
@@ -14,12 +11,6 @@ pub(super) fn available_memory() -> Option<u64> {
     let system = fs::read_to_string("/proc/meminfo").ok();
     let system = system.and_then(|text| meminfo_available(&text));
     system.into_iter().chain(cgroup_available()).min()
-}
-
-/// Says whether a copy of `bytes` may be made where `available` bytes can be allocated.
-pub(super) fn has_room_for_copy(bytes: u64, available: Option<u64>) -> bool {
-    let (share, of) = COPY_SHARE;
-    available.is_none_or(|available| bytes <= available / of * share)
 }
 
 fn meminfo_available(text: &str) -> Option<u64> {
@@ -75,13 +66,5 @@ mod tests {
         assert_eq!(meminfo_available(text), Some(61_440));
         assert_eq!(meminfo_available("MemTotal: 1 kB\n"), None);
         assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
-    }
-
-    #[test]
-    fn copy_leaves_a_third_of_the_memory_to_the_analysis() {
-        assert!(has_room_for_copy(200 << 20, Some(300 << 20)));
-        assert!(!has_room_for_copy((200 << 20) + 1, Some(300 << 20)));
-        assert!(!has_room_for_copy(1, Some(0)));
-        assert!(has_room_for_copy(u64::MAX, None));
     }
 }

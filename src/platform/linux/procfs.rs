@@ -3,7 +3,8 @@
 use std::fs;
 use std::io;
 
-use crate::snapshot::KernelValue;
+use crate::addr::Addr;
+use crate::snapshot::{KernelValue, Thread};
 
 /// The thread ids of process `pid`.
 pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
@@ -62,17 +63,44 @@ impl Status {
     }
 }
 
-/// The auxiliary vector of process `pid`: pairs of type and value.
-pub(super) fn auxv(pid: u32) -> io::Result<Vec<(u64, u64)>> {
-    let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
+/// What is known of a thread that sleeps in the kernel and was not stopped: the arguments of its
+/// system call, its stack pointer and its next instruction.
+pub(super) fn sleeping_thread(pid: u32, tid: u32) -> io::Result<Thread> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"))?;
+    let mut thread = parse_system_call(&text);
+    thread.tid = tid;
+    thread.inner_tid = Status::read(pid, tid).map_or(tid, |status| status.inner_tid);
+    Ok(thread)
+}
+
+/// `232 0x5 0x7f… … 0x7ffd… 0x7f…`: number, six arguments, stack pointer, instruction; `-1` and no
+/// arguments outside system calls; `running`.
+fn parse_system_call(text: &str) -> Thread {
+    let mut fields = text.split_ascii_whitespace();
+    let number = fields.next().and_then(|number| number.parse().ok());
+    let words: Vec<u64> = fields
+        .filter_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+        .collect();
+    let from_end = |index: usize| words.iter().rev().nth(index).copied().map_or(Addr(0), Addr);
+    Thread {
+        instruction_pointer: from_end(0),
+        stack_pointer: from_end(1),
+        system_call: number,
+        general: words,
+        ..Thread::default()
+    }
+}
+
+/// The pairs of type and value in the bytes of an auxiliary vector.
+pub(super) fn parse_auxv(bytes: &[u8]) -> Vec<(u64, u64)> {
     let words: Vec<u64> = bytes
         .chunks_exact(8)
         .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
         .collect();
-    Ok(words
+    words
         .chunks_exact(2)
         .map(|pair| (pair[0], pair[1]))
-        .collect())
+        .collect()
 }
 
 /// Words that the kernel holds for process `pid`: the user data of its epoll sets and the values
@@ -158,6 +186,23 @@ mod tests {
     }
 
     #[test]
+    fn a_sleeping_thread_shows_its_arguments_and_stack() {
+        let thread = parse_system_call("61 0xa 0x7ff1 0x0 0x0 0x0 0x5 0x7ffd10 0x7f20\n");
+        assert_eq!(thread.system_call, Some(61));
+        assert_eq!(
+            (thread.stack_pointer, thread.instruction_pointer),
+            (Addr(0x7f_fd10), Addr(0x7f20))
+        );
+        assert!(thread.general.contains(&0x7ff1));
+        let outside = parse_system_call("-1 0x7ffd10 0x7f20\n");
+        assert_eq!(
+            (outside.system_call, outside.stack_pointer),
+            (None, Addr(0x7f_fd10))
+        );
+        assert_eq!(parse_system_call("running\n"), Thread::default());
+    }
+
+    #[test]
     fn epoll_data_and_timer_values_are_found() {
         let text = "pos:\t0\nflags:\t02\ntfd:        7 events:       19 data:     55d0c8a01230  pos:0 ino:3 sdev:8\ntfd: 8 events: 1 data: ffffffff00000008 pos:0\ntfd: x\n";
         let values = epoll_values(5, text);
@@ -174,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_vector_of_pairs_is_read() {
-        let pairs = auxv(std::process::id()).expect("own auxv");
+        let pairs = parse_auxv(&fs::read("/proc/self/auxv").expect("own auxv"));
         assert!(
             pairs
                 .iter()

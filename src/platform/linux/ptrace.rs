@@ -85,6 +85,16 @@ pub(super) fn register_set(tid: u32, note: i32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Writes a register set of the stopped thread `tid`.
+pub(super) fn set_register_set(tid: u32, note: i32, bytes: &mut [u8]) -> io::Result<()> {
+    let mut iovec = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: `iovec` describes `bytes`, which outlives the call; the kernel only reads it.
+    check(unsafe { libc::ptrace(libc::PTRACE_SETREGSET, tid, note, &raw mut iovec) })
+}
+
 fn check(result: libc::c_long) -> io::Result<()> {
     if result == -1 {
         return Err(io::Error::last_os_error());

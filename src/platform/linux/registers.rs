@@ -3,7 +3,8 @@
 use std::io;
 
 use super::procfs::Status;
-use super::ptrace::register_set;
+use super::ptrace::{register_set, set_register_set};
+use super::restart::restarting_result;
 use crate::addr::Addr;
 use crate::snapshot::Thread;
 
@@ -44,6 +45,23 @@ pub(super) fn read(pid: u32, tid: u32) -> io::Result<Thread> {
         general,
         vector,
     })
+}
+
+/// Makes the kernel restart the system call that thread `tid` was in, if the stop has ended it.
+pub(super) fn restart_system_call(tid: u32) -> io::Result<()> {
+    let mut general = register_set(tid, NT_PRSTATUS)?;
+    let register = |index: usize| {
+        let bytes = general.get(8 * index..)?.first_chunk()?;
+        Some(u64::from_le_bytes(*bytes))
+    };
+    let result = register(ORIG_RAX)
+        .zip(register(RAX))
+        .and_then(|(number, result)| restarting_result(number, result));
+    let Some(result) = result else {
+        return Ok(());
+    };
+    general[8 * RAX..8 * RAX + 8].copy_from_slice(&result.to_le_bytes());
+    set_register_set(tid, NT_PRSTATUS, &mut general)
 }
 
 /// A thread that was interrupted in a system call has its number in `orig_rax`, and in `rax` one

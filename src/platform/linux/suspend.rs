@@ -1,24 +1,14 @@
-//! Stopping all threads of a process, and letting them go on, whatever happens.
-//!
-//! A thread is seized (`PTRACE_SEIZE`) and interrupted (`PTRACE_INTERRUPT`): no signal is sent, so
-//! the target can neither see nor miss one. When rleaks dies, the kernel itself detaches.
+//! A process that stands still, and why one does not.
 
-use std::collections::BTreeMap;
-use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::libc;
-
-use super::job_control::JobControlHeld;
+use super::job_control::{JobControlHeld, interrupt_flag};
 use super::procfs;
-use super::ptrace::{self, Wait};
-
-/// How long a thread may take to stop. A thread that takes longer is in an uninterruptible system
-/// call, and meanwhile the others stand still.
-const STOP_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait for a stop without giving up the processor for long.
-const SPIN_TIME: Duration = Duration::from_millis(2);
+use super::tracer::{self, Standstill};
+use super::watchdog::Armed;
 
 /// Targets that this process holds stopped.
 static STOPPED_TARGETS: AtomicUsize = AtomicUsize::new(0);
@@ -33,9 +23,12 @@ pub fn holds_a_stopped_target() -> bool {
 /// Why a process could not be stopped. In each case it runs on.
 #[derive(Debug, thiserror::Error)]
 pub enum SuspendError {
-    /// There is no such process, or it ended.
+    /// There is no such process.
     #[error("no process has pid {0}")]
     NoSuchProcess(u32),
+    /// It ended meanwhile.
+    #[error("process {0} ended while it was being scanned")]
+    Ended(u32),
     /// The kernel refused.
     #[error(
         "not allowed to trace process {0}: run rleaks as the same user or with sudo, or give it \
@@ -47,10 +40,9 @@ pub enum SuspendError {
         "process {0} is already being traced by process {1}: end that debugger or tracer first"
     )]
     AlreadyTraced(u32, u32),
-    /// A thread is in the kernel and does not come back.
+    /// A thread does not stop, although it should.
     #[error(
-        "thread {1} of process {0} does not stop (state {2}): it is in an uninterruptible system \
-         call; try again when that has ended"
+        "thread {1} of process {0} does not stop (state {2}): try again when the system is less busy"
     )]
     DoesNotStop(u32, u32, char),
     /// It is a kernel thread, or it has ended and its parent has not noticed yet.
@@ -64,184 +56,76 @@ pub enum SuspendError {
     Other(u32, #[source] std::io::Error),
 }
 
-/// A thread that rleaks holds.
-#[derive(Clone, Copy, Debug, Default)]
-struct Held {
-    stopped: bool,
-    /// A signal that was on its way to the thread when it stopped; it is passed on.
-    signal: i32,
-}
-
-/// A process all of whose threads stand still. Dropping it lets them go on.
-///
-/// The kernel ties a traced thread to the thread that seized it, so the guard cannot leave the
-/// thread it was made on.
-#[derive(Debug)]
-pub(super) struct Suspended {
-    pid: u32,
-    threads: BTreeMap<u32, Held>,
-    since: Instant,
-    /// Released after the threads: fields are dropped after `drop` has run.
-    _job_control: JobControlHeld,
-    not_send: PhantomData<*const ()>,
-}
-
-impl Suspended {
-    /// Stops all threads of process `pid`, again until no new thread appears.
-    pub(super) fn stop(pid: u32, interrupted: &AtomicBool) -> Result<Self, SuspendError> {
-        STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
-        let mut suspended = Self {
-            pid,
-            threads: BTreeMap::new(),
-            since: Instant::now(),
-            _job_control: JobControlHeld::new(),
-            not_send: PhantomData,
-        };
-        while suspended.seize_new_threads()? {
-            suspended.wait_for_stops(interrupted)?;
-        }
-        if suspended.threads.is_empty() {
-            return Err(SuspendError::NoSuchProcess(pid));
-        }
-        Ok(suspended)
-    }
-
-    /// The threads that stand still, the main thread first.
-    pub(super) fn threads(&self) -> impl Iterator<Item = u32> + '_ {
-        let main = self.threads.contains_key(&self.pid).then_some(self.pid);
-        let others = self.threads.keys().copied().filter(|tid| *tid != self.pid);
-        main.into_iter().chain(others)
-    }
-
-    /// Lets the target go on and says for how long it stood still.
-    pub(super) fn resume(mut self) -> Duration {
-        self.detach_all();
-        self.since.elapsed()
-    }
-
-    /// Seizes the threads that are not held yet; says whether there were any.
-    fn seize_new_threads(&mut self) -> Result<bool, SuspendError> {
-        let mut seized = false;
-        let threads = procfs::threads(self.pid).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => SuspendError::NoSuchProcess(self.pid),
-            _ => SuspendError::Other(self.pid, error),
-        })?;
-        for tid in threads {
-            if !self.threads.contains_key(&tid) && self.seize(tid)? {
-                seized = true;
-            }
-        }
-        Ok(seized)
-    }
-
-    /// Seizes and interrupts one thread. `false` if it ended meanwhile.
-    fn seize(&mut self, tid: u32) -> Result<bool, SuspendError> {
-        if let Err(error) = ptrace::seize(tid) {
-            return match error.raw_os_error() {
-                Some(libc::ESRCH) => Ok(false),
-                Some(libc::EPERM) => self.explain_refusal(tid),
-                _ => Err(SuspendError::Other(self.pid, error)),
-            };
-        }
-        self.threads.insert(tid, Held::default());
-        match ptrace::interrupt(tid) {
-            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                Err(SuspendError::Other(self.pid, error))
-            }
-            _ => Ok(true),
-        }
-    }
-
-    /// The kernel says `EPERM` for a thread that has ended, too.
-    fn explain_refusal(&self, tid: u32) -> Result<bool, SuspendError> {
-        let Ok(status) = procfs::Status::read(self.pid, tid) else {
+impl SuspendError {
+    /// Why the kernel said `EPERM`. It says so for a thread that has ended, too: that is no error,
+    /// and `false`.
+    pub(super) fn explain_refusal(pid: u32, tid: u32) -> Result<bool, Self> {
+        let Ok(status) = procfs::Status::read(pid, tid) else {
             return Ok(false);
         };
         match status.tracer {
             _ if matches!(status.state, 'Z' | 'X') => Ok(false),
-            0 => Err(SuspendError::Denied(self.pid)),
-            tracer => Err(SuspendError::AlreadyTraced(self.pid, tracer)),
+            0 => Err(Self::Denied(pid)),
+            tracer => Err(Self::AlreadyTraced(pid, tracer)),
+        }
+    }
+}
+
+/// A process all of whose threads stand still. Dropping it lets them go on.
+#[derive(Debug)]
+pub(super) struct Suspended {
+    /// Dropping it tells the tracing thread to let go.
+    release: Option<SyncSender<()>>,
+    tracer: Option<JoinHandle<()>>,
+    since: Instant,
+    // Both last until the target runs: fields are dropped after `drop` has run.
+    _watchdog: Armed,
+    _job_control: JobControlHeld,
+}
+
+impl Suspended {
+    /// Stops all threads of process `pid`. If that lasts longer than `limit`, until the value is
+    /// dropped, the watchdog ends rleaks.
+    pub(super) fn stop(pid: u32, limit: Duration) -> Result<(Self, Standstill), SuspendError> {
+        let (found, standstill) = sync_channel(1);
+        let (release, released) = sync_channel(0);
+        let interrupted = interrupt_flag();
+        STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
+        let mut suspended = Self {
+            release: Some(release),
+            tracer: None,
+            since: Instant::now(),
+            _watchdog: Armed::new(limit),
+            _job_control: JobControlHeld::new(),
+        };
+        let tracer = std::thread::Builder::new()
+            .name("tracer".to_owned())
+            .spawn(move || tracer::trace(pid, interrupted, &found, &released));
+        suspended.tracer = Some(tracer.map_err(|error| SuspendError::Other(pid, error))?);
+        match standstill.recv() {
+            Ok(standstill) => Ok((suspended, standstill?)),
+            Err(_) => unreachable!("the tracing thread sends what it found, or panics"),
         }
     }
 
-    fn wait_for_stops(&mut self, interrupted: &AtomicBool) -> Result<(), SuspendError> {
-        let waiting: Vec<u32> = self
-            .threads
-            .iter()
-            .filter_map(|(tid, held)| (!held.stopped).then_some(*tid))
-            .collect();
-        let start = Instant::now();
-        for tid in waiting {
-            while !self.poll(tid)? {
-                if interrupted.load(Ordering::Relaxed) {
-                    return Err(SuspendError::Interrupted);
-                }
-                if start.elapsed() > STOP_TIMEOUT {
-                    let state = procfs::Status::read(self.pid, tid).map_or('?', |s| s.state);
-                    return Err(SuspendError::DoesNotStop(self.pid, tid, state));
-                }
-                if start.elapsed() < SPIN_TIME {
-                    std::thread::yield_now();
-                } else {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-            }
-        }
-        Ok(())
+    /// Lets the target go on and says for how long it stood still.
+    pub(super) fn resume(mut self) -> Duration {
+        self.let_go();
+        self.since.elapsed()
     }
 
-    /// Takes notice if thread `tid` stopped or ended; `false` if it did neither yet.
-    fn poll(&mut self, tid: u32) -> Result<bool, SuspendError> {
-        match ptrace::poll(tid) {
-            Ok(Wait::Running) => return Ok(false),
-            Ok(Wait::Stopped { signal }) => {
-                let held = Held {
-                    stopped: true,
-                    signal,
-                };
-                self.threads.insert(tid, held);
-            }
-            Ok(Wait::Ended) => {
-                self.threads.remove(&tid);
-            }
-            Err(error) => return Err(SuspendError::Other(self.pid, error)),
-        }
-        Ok(true)
-    }
-
-    /// Detaches from every thread. A thread that has not stopped yet must stop first: the kernel
-    /// detaches only from stopped ones.
-    fn detach_all(&mut self) {
-        let late = self.threads.extract_if(.., |_, held| !held.stopped);
-        let late: Vec<u32> = late.map(|(tid, _)| tid).collect();
-        for (tid, held) in std::mem::take(&mut self.threads) {
-            // ESRCH: the thread was killed while it stood still.
-            let _ = ptrace::detach(tid, held.signal);
-        }
-        for tid in late {
-            self.detach_late(tid);
-        }
-    }
-
-    /// Waits a moment for a thread that was seized and did not stop. Where it stays in the kernel,
-    /// it is let go at the latest when rleaks ends.
-    fn detach_late(&mut self, tid: u32) {
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(100) {
-            match self.poll(tid) {
-                Ok(false) => std::thread::sleep(Duration::from_micros(100)),
-                _ => break,
-            }
-        }
-        if let Some(held) = self.threads.remove(&tid) {
-            let _ = ptrace::detach(tid, held.signal);
+    fn let_go(&mut self) {
+        self.release = None;
+        if let Some(tracer) = self.tracer.take() {
+            // If it panicked, the kernel has detached; the panic is kept by the panic hook.
+            let _ = tracer.join();
         }
     }
 }
 
 impl Drop for Suspended {
     fn drop(&mut self) {
-        self.detach_all();
+        self.let_go();
         STOPPED_TARGETS.fetch_sub(1, Ordering::Relaxed);
     }
 }

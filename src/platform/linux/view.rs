@@ -1,0 +1,141 @@
+//! The files of `/proc` through which a process is seen.
+
+use std::fs::{self, File};
+use std::io;
+
+use super::pagemap::PageMap;
+use super::process_memory::ProcessMemory;
+use super::procfs;
+use super::regions::{self, RegionUse};
+use super::suspend::SuspendError;
+use crate::snapshot::{Process, Region};
+
+/// Why a file of `/proc` could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path}: {}", remedy(.source))]
+pub struct ProcError {
+    path: String,
+    source: io::Error,
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "run rleaks as the same user or with sudo, or give it the capability cap_sys_ptrace"
+        }
+        io::ErrorKind::NotFound => "the process has ended, or the kernel does not offer this file",
+        _ => "see the cause below",
+    }
+}
+
+/// The memory of a process, and what the kernel says of it.
+///
+/// It is seen through a thread that is alive: where the main thread has ended, its own files are
+/// empty. The memory and the page map stay those of the program that ran when they were opened.
+#[derive(Debug)]
+pub(super) struct View {
+    pid: u32,
+    tid: u32,
+    pub(super) memory: ProcessMemory,
+    pub(super) pagemap: PageMap,
+}
+
+impl View {
+    /// Opens the memory of process `pid`.
+    pub(super) fn open(pid: u32) -> Result<Self, ViewError> {
+        let tid = living_thread(pid)?;
+        let file =
+            |name| File::open(path(pid, tid, name)).map_err(|e| proc_error(pid, tid, name, e));
+        Ok(Self {
+            pid,
+            tid,
+            memory: ProcessMemory::new(i32::try_from(tid).unwrap_or(i32::MAX), file("mem")?),
+            pagemap: PageMap::new(file("pagemap")?),
+        })
+    }
+
+    /// The VM mappings as they are now.
+    pub(super) fn regions(&self) -> Result<Vec<Region>, ViewError> {
+        let regions = regions::parse_maps(&self.read("maps")?);
+        if regions.is_empty() {
+            return Err(SuspendError::NoMemory(self.pid).into());
+        }
+        Ok(regions)
+    }
+
+    /// How the mappings are used. The cost follows the memory that the process uses.
+    pub(super) fn region_uses(&self) -> Result<Vec<RegionUse>, ViewError> {
+        Ok(regions::parse_smaps(&self.read("smaps")?))
+    }
+
+    /// Who the process is now: it may have executed another program since.
+    pub(super) fn process(&self) -> Process {
+        let text = |name| fs::read(path(self.pid, self.tid, name)).unwrap_or_default();
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let executable = fs::read_link(path(self.pid, self.tid, "exe")).unwrap_or_default();
+        let command_line = text("cmdline");
+        let arguments = command_line.strip_suffix(b"\0").unwrap_or(&command_line);
+        let name = fs::read(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        Process {
+            pid: self.pid,
+            parent_pid: procfs::Status::read(self.pid, self.tid).map_or(0, |status| status.parent),
+            name: lossy(name.trim_ascii_end()),
+            executable: executable
+                .to_string_lossy()
+                .trim_end_matches(" (deleted)")
+                .to_owned(),
+            command_line: arguments.split(|byte| *byte == 0).map(lossy).collect(),
+        }
+    }
+
+    /// The auxiliary vector.
+    pub(super) fn auxv(&self) -> Vec<(u64, u64)> {
+        self.read("auxv")
+            .map_or_else(|_| Vec::new(), |bytes| procfs::parse_auxv(&bytes))
+    }
+
+    /// Says whether the process still has its memory.
+    pub(super) fn is_alive(&self) -> bool {
+        self.read("maps").is_ok_and(|maps| !maps.is_empty())
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, ViewError> {
+        fs::read(path(self.pid, self.tid, name))
+            .map_err(|source| proc_error(self.pid, self.tid, name, source).into())
+    }
+}
+
+/// Why a process cannot be seen.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    /// A file of `/proc` cannot be read.
+    #[error(transparent)]
+    Proc(#[from] ProcError),
+    /// The process is not there, or has no memory.
+    #[error(transparent)]
+    Suspend(#[from] SuspendError),
+}
+
+/// The main thread, or where that has ended another one.
+fn living_thread(pid: u32) -> Result<u32, ViewError> {
+    let threads = procfs::threads(pid).map_err(|_| SuspendError::NoSuchProcess(pid))?;
+    let is_alive = |tid: &u32| {
+        procfs::Status::read(pid, *tid).is_ok_and(|status| !matches!(status.state, 'Z' | 'X'))
+    };
+    let main = threads.iter().copied().filter(|tid| *tid == pid);
+    let others = threads.iter().copied().filter(|tid| *tid != pid);
+    main.chain(others)
+        .find(is_alive)
+        .ok_or_else(|| SuspendError::NoMemory(pid).into())
+}
+
+fn path(pid: u32, tid: u32, name: &str) -> String {
+    format!("/proc/{pid}/task/{tid}/{name}")
+}
+
+fn proc_error(pid: u32, tid: u32, name: &str, source: io::Error) -> ProcError {
+    ProcError {
+        path: path(pid, tid, name),
+        source,
+    }
+}

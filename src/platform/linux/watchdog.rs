@@ -1,0 +1,207 @@
+//! A process that watches the one that stops targets.
+//!
+//! rleaks runs as two processes: one does the work, the other waits for it and ends it where it
+//! keeps a target stopped for too long, whatever the reason. The kernel then lets the target go on.
+//! They share one word of memory, the time by which the current stop must be over.
+#![expect(
+    unsafe_code,
+    reason = "fork, and waiting for signals with a time limit"
+)]
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use memmap2::{MmapOptions, MmapRaw};
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{ForkResult, Pid, fork, getppid};
+
+/// How often the watching process looks at the clock.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// The word that both processes see, in the one that does the work: the time in nanoseconds of
+/// `CLOCK_MONOTONIC` by which the target must go on; 0 while no target is stopped.
+static DEADLINE: OnceLock<Shared> = OnceLock::new();
+
+/// A page of memory that the two processes share.
+struct Shared(MmapRaw);
+
+impl Shared {
+    fn new() -> std::io::Result<Self> {
+        // An anonymous mapping of memmap2 is shared across a fork.
+        let map = MmapOptions::new().len(size_of::<AtomicU64>()).map_anon()?;
+        Ok(Self(MmapRaw::from(map)))
+    }
+
+    fn word(&self) -> &AtomicU64 {
+        // SAFETY: the mapping is at least as large as the word, begins at a page, is zeroed, lives
+        // as long as `self`, and is only ever accessed as this atomic word.
+        unsafe { AtomicU64::from_ptr(self.0.as_mut_ptr().cast()) }
+    }
+}
+
+/// Runs `work` in a process of its own, and ends that process if it keeps a target stopped for
+/// longer than it said. Returns the exit status for the caller to end with.
+///
+/// Must be called before any thread is started. Where there can be no second process, `work` runs
+/// in this one, unwatched.
+pub fn watched(work: impl FnOnce() -> ExitCode) -> ExitCode {
+    let Ok(shared) = Shared::new() else {
+        return work();
+    };
+    let signals = handled_signals();
+    let mut previous = SigSet::empty();
+    // Blocked before the fork, so that no signal falls between it and the first wait.
+    if sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut previous)).is_err() {
+        return work();
+    }
+    let own_pid = Pid::this();
+    // SAFETY: this process has one thread, so nothing that another thread holds is cut off.
+    let forked = unsafe { fork() };
+    match forked {
+        Ok(ForkResult::Parent { child }) => watch(child, &signals, &shared),
+        Ok(ForkResult::Child) => {
+            die_with(own_pid);
+            let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&previous), None);
+            let _ = DEADLINE.set(shared);
+            work()
+        }
+        Err(_) => {
+            let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&previous), None);
+            work()
+        }
+    }
+}
+
+/// While it lives, the watching process ends this one at its deadline.
+#[derive(Debug)]
+pub(super) struct Armed(());
+
+impl Armed {
+    /// The target that is about to be stopped goes on within `limit`.
+    pub(super) fn new(limit: Duration) -> Self {
+        let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        set_deadline(now().saturating_add(limit));
+        Self(())
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        set_deadline(0);
+    }
+}
+
+fn set_deadline(deadline: u64) {
+    if let Some(shared) = DEADLINE.get() {
+        shared.word().store(deadline, Ordering::Release);
+    }
+}
+
+/// The signals that the watching process answers itself.
+fn handled_signals() -> SigSet {
+    [
+        Signal::SIGCHLD,
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGTSTP,
+    ]
+    .into_iter()
+    .collect()
+}
+
+/// When the watching process ends, however that is, this one ends too.
+fn die_with(parent: Pid) {
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    if getppid() != parent {
+        // It has ended already.
+        std::process::exit(2);
+    }
+}
+
+fn watch(worker: Pid, signals: &SigSet, shared: &Shared) -> ExitCode {
+    let mut is_suspending = false;
+    loop {
+        match waitpid(worker, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(status) => return mirror(status),
+            Err(_) => return ExitCode::from(2),
+        }
+        let deadline = shared.word().load(Ordering::Acquire);
+        if deadline != 0 && now() > deadline {
+            return end(worker);
+        }
+        if is_suspending && deadline == 0 {
+            is_suspending = false;
+            let _ = raise(Signal::SIGSTOP);
+        }
+        match next_signal(signals) {
+            // The terminal has sent it to the worker as well.
+            Some((Signal::SIGTSTP, from_terminal)) => {
+                is_suspending = true;
+                forward(worker, Signal::SIGTSTP, from_terminal);
+            }
+            Some((Signal::SIGCHLD, _)) | None => {}
+            Some((signal, from_terminal)) => forward(worker, signal, from_terminal),
+        }
+    }
+}
+
+fn forward(worker: Pid, signal: Signal, from_terminal: bool) {
+    if !from_terminal {
+        let _ = kill(worker, signal);
+    }
+}
+
+/// Waits for a signal, for [`PERIOD`] at most; says whether the kernel sent it, as it does for a
+/// terminal's keys.
+fn next_signal(signals: &SigSet) -> Option<(Signal, bool)> {
+    let timeout = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: i64::from(PERIOD.subsec_nanos()),
+    };
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the three pointers are to values that outlive the call.
+    let signal =
+        unsafe { libc::sigtimedwait(signals.as_ref(), info.as_mut_ptr(), &raw const timeout) };
+    let signal = Signal::try_from(signal).ok()?;
+    // SAFETY: the call succeeded, so the kernel filled it; it was zeroed before.
+    let info = unsafe { info.assume_init() };
+    Some((signal, info.si_code == libc::SI_KERNEL))
+}
+
+/// Ends the worker, which frees its target, and says so.
+fn end(worker: Pid) -> ExitCode {
+    let _ = kill(worker, Signal::SIGKILL);
+    let _ = waitpid(worker, None);
+    // There is nowhere to say that it could not be said.
+    let _ = std::io::stderr().write_all(
+        b"rleaks: the target was stopped for too long, so it was let go, without a result: try again, \
+          or with --snapshot=copy\n",
+    );
+    ExitCode::from(2)
+}
+
+/// Ends as the worker did.
+fn mirror(status: WaitStatus) -> ExitCode {
+    match status {
+        WaitStatus::Exited(_, code) => ExitCode::from(u8::try_from(code).unwrap_or(2)),
+        WaitStatus::Signaled(_, signal, _) => {
+            let _ = std::io::stderr().write_all(format!("rleaks: ended by {signal}\n").as_bytes());
+            ExitCode::from(2)
+        }
+        _ => ExitCode::from(2),
+    }
+}
+
+fn now() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+    u64::try_from(now.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX)
+}
