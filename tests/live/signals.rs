@@ -40,7 +40,10 @@ fn state(pid: u32) -> Vec<char> {
 
 /// No thread is stopped by a tracer, nor traced.
 fn is_released(pid: u32) -> bool {
-    !state(pid).contains(&'t') && threads(pid, "TracerPid:").iter().all(|tracer| tracer == "0")
+    !state(pid).contains(&'t')
+        && threads(pid, "TracerPid:")
+            .iter()
+            .all(|tracer| tracer == "0")
 }
 
 /// A process with so much memory that a scan of it takes its time.
@@ -90,7 +93,7 @@ fn interrupted_scan_lets_its_target_go_on() {
         assert_eq!(output.status.code(), Some(2), "{signal}: {output:?}");
         let said = text(&output.stderr);
         assert!(said.ends_with("interrupted\n"), "{said}");
-        assert!(is_released(busy.id()), \"{:?}\", state(busy.id()));
+        assert!(is_released(busy.id()), "{:?}", state(busy.id()));
         assert_goes_on(&mut busy);
     }
     assert_ends_well(busy);
@@ -133,7 +136,7 @@ fn reader_that_does_not_read_holds_rleaks_and_not_the_target() {
         let mut document = vec![0];
         pipe.read_exact(&mut document).unwrap();
         // It writes now, more than a pipe holds.
-        assert!(is_released(fixture.id()), \"{:?}\", state(fixture.id()));
+        assert!(is_released(fixture.id()), "{:?}", state(fixture.id()));
         assert!(fixture.finish().0.success());
         assert_eq!(
             scan.try_wait().unwrap(),
@@ -159,7 +162,7 @@ fn stopped_target_is_scanned_and_stays_stopped() {
         let report = leaks_with(&fixture.pid(), &[method]);
         let reported = addresses(&report["leaks"]);
         assert!(reported.keys().eq(fixture.leaks.keys()), "{method}");
-        assert!(is_released(fixture.id()), \"{:?}\", state(fixture.id()));
+        assert!(is_released(fixture.id()), "{:?}", state(fixture.id()));
         assert!(state(fixture.id()).iter().all(|state| *state == 'T'));
         send(fixture.id(), Signal::SIGCONT);
         assert!(fixture.finish().0.success());
