@@ -186,6 +186,17 @@ fn each_of_several_processes_gets_a_document() {
     let (documents, status, said) = all(&namesakes.name());
     assert_eq!(status, Some(1), "{said}");
     assert_each_is_reported(&documents, &fixtures);
+
+    let path = namesakes.0.path().join("reports");
+    let output = format!("--json={}", path.display());
+    let name = namesakes.name();
+    let status = rleaks(&["--name", &name, "--all", &output]).status;
+    assert_eq!(status.code(), Some(1));
+    let documents = fs::read_to_string(&path).unwrap();
+    let documents = documents
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    assert_each_is_reported(&documents.collect::<Vec<_>>(), &fixtures);
 }
 
 #[test]
@@ -201,6 +212,14 @@ fn process_that_cannot_be_scanned_does_not_hide_the_others() {
     let complaint = format!("rleaks: cannot scan process {}\n", foreign.id());
     assert!(said.contains(&complaint), "{said}");
     assert_each_is_reported(&documents, &fixtures);
+
+    let output = rleaks(&["heap", &namesakes.name(), "--all"]);
+    assert_eq!(output.status.code(), Some(2));
+    let (listed, said) = (text(&output.stdout), text(&output.stderr));
+    for fixture in &fixtures {
+        let line = format!("Process {}: ", fixture.pid());
+        assert!(listed.contains(&line), "{listed}{said}");
+    }
     assert_eq!(foreign.ask("still there?"), "still there?");
 }
 
