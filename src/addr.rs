@@ -138,7 +138,7 @@ impl RangeSet {
     #[must_use]
     pub fn containing(&self, addr: Addr) -> Option<AddrRange> {
         let after = self.0.partition_point(|range| range.start <= addr);
-        let range = self.0[after.checked_sub(1)?];
+        let range = *self.0.get(after.checked_sub(1)?)?;
         range.contains(addr).then_some(range)
     }
 
@@ -168,6 +168,7 @@ impl RangeSet {
     /// The number of addresses in the set.
     #[must_use]
     pub fn size(&self) -> u64 {
+        // The ranges do not overlap, so the sum is no more than the address space.
         self.0.iter().map(AddrRange::size).sum()
     }
 }

@@ -42,17 +42,35 @@ pub struct Window<'a> {
     filled: usize,
 }
 
+/// The words of `bytes`, which need not be aligned; a rest of less than a word is left out.
+pub fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    let (words, _) = bytes.as_chunks();
+    words.iter().map(|word| u64::from_le_bytes(*word))
+}
+
 impl<'a> Window<'a> {
     /// How far a window reads ahead.
     const SIZE: usize = 64 * 1024;
+    /// How far one does that is used for words which may lie far apart.
+    const SMALL_SIZE: usize = 4096;
 
     /// A window on `memory` that has not read anything yet.
     #[must_use]
     pub fn new(memory: &'a dyn Memory) -> Self {
+        Self::with_size(memory, Self::SIZE)
+    }
+
+    /// A window that reads little at a time: for words that may lie far apart.
+    #[must_use]
+    pub fn small(memory: &'a dyn Memory) -> Self {
+        Self::with_size(memory, Self::SMALL_SIZE)
+    }
+
+    fn with_size(memory: &'a dyn Memory, size: usize) -> Self {
         Self {
             memory,
             start: Addr(0),
-            bytes: vec![0; Self::SIZE],
+            bytes: vec![0; size],
             filled: 0,
         }
     }
@@ -118,15 +136,16 @@ impl Excerpt {
 impl Memory for Excerpt {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
         let after = self.parts.partition_point(|(range, _)| range.start <= addr);
-        let part = after.checked_sub(1).map(|index| self.parts[index]);
+        let part = after.checked_sub(1).and_then(|index| self.parts.get(index));
         let Some((range, start)) = part.filter(|(range, _)| range.contains(addr)) else {
             return 0;
         };
-        let available = usize::try_from(range.end.0 - addr.0).unwrap_or(usize::MAX);
-        let count = available.min(buf.len());
-        let at = start + usize::try_from(addr.0 - range.start.0).unwrap_or(0);
-        buf[..count].copy_from_slice(&self.bytes[at..at + count]);
-        count
+        let to_usize = |range: AddrRange| usize::try_from(range.size()).unwrap_or(usize::MAX);
+        let skipped = to_usize(AddrRange::new(range.start, addr));
+        let available = to_usize(AddrRange::new(addr, range.end));
+        let bytes = self.bytes.iter().skip(*start).skip(skipped);
+        let copied = buf.iter_mut().zip(bytes.take(available));
+        copied.map(|(to, from)| *to = *from).count()
     }
 }
 

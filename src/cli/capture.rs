@@ -31,7 +31,7 @@ enum Attempt {
     Captured(Box<Captured>),
     /// A thread was inside malloc, or modules were loaded meanwhile. What was prepared is handed
     /// back where it is still good.
-    Again(Option<Prepared>),
+    Again(Option<Box<Prepared>>),
 }
 
 /// Captures `target`. Where a stop finds a thread inside malloc, the target goes on for some
@@ -43,7 +43,7 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
     for stop in 1..MAX_STOPS {
         match attempt(target, prepare(target, method, prepared)?)? {
             Attempt::Captured(captured) => return Ok(*captured),
-            Attempt::Again(still_good) => prepared = still_good,
+            Attempt::Again(still_good) => prepared = still_good.map(|good| *good),
         }
         // Different each time, so that a thread with a rhythm is met at different points of it.
         std::thread::sleep(Duration::from_millis(u64::from(stop % 10 + 1)));
@@ -77,7 +77,7 @@ fn prepare(
 fn attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Attempt> {
     let stopped = target.stop(&prepared.survey)?;
     if is_inside_malloc(&stopped, &prepared.exporters) {
-        return Ok(Attempt::Again(Some(prepared)));
+        return Ok(Attempt::Again(Some(Box::new(prepared))));
     }
     if stopped.has_other_modules(&prepared.survey) {
         return Ok(Attempt::Again(None));

@@ -50,8 +50,8 @@ impl Heap {
     #[must_use]
     pub fn zone_at(&self, addr: Addr) -> Option<u32> {
         let after = self.zone_ranges.partition_point(|(r, _)| r.start <= addr);
-        let (range, zone) = self.zone_ranges[after.checked_sub(1)?];
-        range.contains(addr).then_some(zone)
+        let (range, zone) = self.zone_ranges.get(after.checked_sub(1)?)?;
+        range.contains(addr).then_some(*zone)
     }
 
     /// The sum of all blocks' usable sizes.

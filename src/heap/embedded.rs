@@ -12,6 +12,8 @@ const SIGNS: [(&str, [&str; 2]); 2] = [
 const WINDOW: usize = 1 << 20;
 /// Longer than any of the strings.
 const OVERLAP: usize = 32;
+/// How much of a file is looked at: a file with holes can claim any size.
+const MAX_SIZE: u64 = 4 << 30;
 
 /// The name of an allocator that is linked into a file of `size` bytes. `read` fills the buffer
 /// with the bytes at an offset and says whether it could.
@@ -22,25 +24,24 @@ pub fn embedded_allocator(
     let signs = SIGNS.map(|(_, signs)| signs.map(forwards));
     let mut seen = [[false; 2]; SIGNS.len()];
     let mut window = vec![0; WINDOW];
-    let mut offset = 0;
-    while offset < size {
-        let wanted = usize::try_from(size - offset).map_or(WINDOW, |rest| rest.min(WINDOW));
-        let window = &mut window[..wanted];
-        if !read(offset, window) {
+    for offset in (0..size.min(MAX_SIZE)).step_by(WINDOW - OVERLAP) {
+        let rest = usize::try_from(size.saturating_sub(offset)).unwrap_or(WINDOW);
+        window.truncate(rest);
+        if !read(offset, &mut window) {
             return None;
         }
         for (signs, seen) in signs.iter().zip(&mut seen) {
             for (sign, seen) in signs.iter().zip(seen) {
-                *seen = *seen || sign.find(window).is_some();
+                *seen = *seen || sign.find(&window).is_some();
             }
         }
-        if wanted < WINDOW {
+        if rest <= WINDOW {
             break;
         }
-        offset += (WINDOW - OVERLAP) as u64;
     }
-    let found = seen.iter().position(|seen| seen.iter().all(|seen| *seen))?;
-    Some(SIGNS[found].0)
+    let mut found = SIGNS.iter().zip(&seen);
+    let (name, _) = found.find(|(_, seen)| seen.iter().all(|seen| *seen))?.0;
+    Some(name)
 }
 
 fn forwards(sign: &str) -> Finder<'static> {

@@ -1,7 +1,11 @@
 //! Which module's `malloc` the program calls, and where the code of that malloc lies.
 
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
+use crate::memory::{Memory, words};
 use crate::snapshot::{DynamicSymbol, Module, Thread, dynamic_symbols};
 
 /// Functions that glibc defines in one file, `malloc/malloc.c`, so that its code lies between
@@ -30,6 +34,10 @@ const FAMILY: [&str; 20] = [
 ];
 /// More code than any malloc has: above it the functions lie apart, and the range means nothing.
 const MAX_CODE: u64 = 256 << 10;
+/// More modules than define malloc in any program: each stop compares stacks with all of them.
+const MAX_EXPORTERS: usize = 64;
+/// Links of the dynamic loader's list that have no module of ours: the vdso, at most.
+const MAX_UNKNOWN_LINKS: usize = 64;
 /// The top of a stack that is searched for return addresses into malloc, in words.
 const SEARCHED_WORDS: usize = 64;
 /// System calls that malloc itself makes: mmap, mprotect, munmap, brk, mremap, madvise, futex.
@@ -59,6 +67,7 @@ pub fn exporters(memory: &dyn Memory, modules: &[Module]) -> Vec<Exporter> {
     link_order(memory, modules)
         .into_iter()
         .filter_map(|module| exporter(memory, module))
+        .take(MAX_EXPORTERS)
         .collect()
 }
 
@@ -94,12 +103,11 @@ fn glibc_version(memory: &dyn Memory, symbols: &[DynamicSymbol]) -> Option<Strin
     let mut code = [0; 12];
     let count = memory.read(function.value, &mut code);
     let code = code.get(..count)?;
-    let skipped = if code.starts_with(&LANDING_PAD) { 4 } else { 0 };
-    let offset = code
-        .get(skipped..)?
-        .strip_prefix(&LOAD_ADDRESS)?
-        .first_chunk()?;
-    let after = function.value.checked_add(skipped as u64 + 7)?;
+    let load = code.strip_prefix(&LANDING_PAD).unwrap_or(code);
+    let offset = load.strip_prefix(&LOAD_ADDRESS)?.first_chunk()?;
+    // The offset counts from the next instruction.
+    let skipped = if load.len() < code.len() { 4 } else { 0 };
+    let after = function.value.checked_add(skipped)?.checked_add(7)?;
     let string = after
         .0
         .wrapping_add_signed(i32::from_le_bytes(*offset).into());
@@ -155,15 +163,17 @@ fn code(symbols: &[DynamicSymbol]) -> Option<AddrRange> {
     let lowest = functions.iter().position(is_family)?;
     let highest = functions.iter().rposition(is_family)?;
     let end_of = |symbol: &DynamicSymbol| symbol.value.saturating_add(symbol.size);
-    let start = functions[lowest].value;
-    let start = functions[..lowest]
+    let (before, from_lowest) = functions.split_at_checked(lowest)?;
+    let start = from_lowest.first()?.value;
+    let start = before
         .iter()
         .rev()
         .map(|symbol| end_of(symbol))
         .find(|end| *end <= start)
         .unwrap_or(start);
-    let last = functions[highest];
-    let end = functions[highest..]
+    let from_highest = functions.get(highest..)?;
+    let last = from_highest.first()?;
+    let end = from_highest
         .iter()
         .map(|symbol| symbol.value)
         .find(|value| *value > last.value)
@@ -175,24 +185,30 @@ fn code(symbols: &[DynamicSymbol]) -> Option<AddrRange> {
 /// The modules in the order in which the dynamic loader looks for symbols: that of its list,
 /// `r_debug` in `<link.h>`. Modules that are not on it come last.
 fn link_order<'a>(memory: &dyn Memory, modules: &'a [Module]) -> Vec<&'a Module> {
-    let mut ordered: Vec<&Module> = Vec::new();
+    let mut left: BTreeMap<usize, &Module> = modules.iter().enumerate().collect();
+    let by_dynamic: FxHashMap<Addr, usize> = modules
+        .iter()
+        .enumerate()
+        .filter_map(|(index, module)| Some((module.dynamic?.start, index)))
+        .collect();
+    let mut ordered = Vec::new();
+    let mut unknown = 0..MAX_UNKNOWN_LINKS;
     let mut link = first_link(memory, modules);
-    while let Some(at) = link.filter(|at| at.0 != 0 && ordered.len() < modules.len()) {
+    while let Some(at) = link.filter(|at| at.0 != 0) {
         let dynamic = memory.word(at.saturating_add(16)).map(Addr);
-        let module = modules
-            .iter()
-            .find(|module| module.dynamic.map(|range| range.start) == dynamic);
-        match module {
-            Some(module) if ordered.contains(&module) => break,
-            Some(module) => ordered.push(module),
+        match dynamic.and_then(|dynamic| by_dynamic.get(&dynamic)) {
+            Some(index) => match left.remove(index) {
+                Some(module) => ordered.push(module),
+                // The list leads back to a module that was on it.
+                None => break,
+            },
             // A library without a module of ours, such as a vdso that the kernel does not show.
-            None => {}
+            None if unknown.next().is_some() => {}
+            None => break,
         }
         link = memory.word(at.saturating_add(24)).map(Addr);
     }
-    let others = modules.iter().filter(|module| !ordered.contains(module));
-    let others: Vec<&Module> = others.collect();
-    ordered.extend(others);
+    ordered.extend(left.into_values());
     ordered
 }
 
@@ -232,11 +248,9 @@ pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Expor
     }
     let mut stack = [0; SEARCHED_WORDS * 8];
     let count = memory.read(thread.stack_pointer, &mut stack);
-    stack[..count].chunks_exact(8).any(|word| {
-        is_code(Addr(u64::from_le_bytes(
-            word.try_into().unwrap_or_default(),
-        )))
-    })
+    words(&stack)
+        .take(count / 8)
+        .any(|word| is_code(Addr(word)))
 }
 
 #[cfg(test)]
@@ -268,6 +282,34 @@ mod tests {
         let expected = AddrRange::new(Addr(0x1040), Addr(0x5000));
         assert_eq!(code(&symbols), Some(expected));
         assert_eq!(code(&symbols[1..3]), None);
+    }
+
+    #[test]
+    fn a_list_of_libraries_that_never_ends_is_given_up() {
+        let mut memory = FakeMemory::zeroed(0x1000, 0x1000);
+        // DT_DEBUG, then r_debug, then a link without a module that leads to itself.
+        for (at, word) in [
+            (0x1000, 21),
+            (0x1008, 0x1100),
+            (0x1108, 0x1200),
+            (0x1218, 0x1200),
+        ] {
+            memory.set_word(at, word);
+        }
+        let module = |path: &str, dynamic| Module {
+            path: path.to_owned(),
+            dynamic: Some(AddrRange::with_size(Addr(dynamic), 0x20)),
+            ..Module::default()
+        };
+        let modules = [module("program", 0x1000), module("libc.so.6", 0x1800)];
+        let paths = |memory: &FakeMemory| -> Vec<&str> {
+            let ordered = link_order(memory, &modules).into_iter();
+            ordered.map(|module| module.path.as_str()).collect()
+        };
+        assert_eq!(paths(&memory), ["program", "libc.so.6"]);
+        // The same with a link that has one.
+        memory.set_word(0x1210, 0x1800);
+        assert_eq!(paths(&memory), ["libc.so.6", "program"]);
     }
 
     #[test]

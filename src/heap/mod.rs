@@ -1,5 +1,11 @@
 //! The live blocks of the target's allocators.
 
+// The target's memory is hostile input: an index or a sum made of it must not panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod block;
 mod embedded;
 mod exports;

@@ -2,6 +2,7 @@
 
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Heap;
+use crate::memory::words;
 use crate::scan::threads;
 use crate::scan::{Root, RootKind, RootSource};
 use crate::snapshot::{Snapshot, Thread};
@@ -31,15 +32,21 @@ pub fn roots(snapshot: &Snapshot, heap: &Heap, excluded: &[RootKind]) -> Vec<Roo
     roots
 }
 
-/// Gives each address to the first claim on it.
+/// Gives each address to the first class that claims it, and in that class to the lowest claim.
 fn memory_roots(claims: Vec<Claim>, owned: &RangeSet) -> Vec<Root> {
     let mut roots = Vec::new();
     let mut taken = owned.clone();
-    // Claims of one class do not overlap each other, so the set is rebuilt once for each class.
+    // The set is rebuilt once for each class. In one class, claims overlap only where the target's
+    // own structures are damaged: then each could be all memory.
     for same in claims.chunk_by(|a, b| a.kind == b.kind) {
-        for claim in same {
+        let mut sorted: Vec<&Claim> = same.iter().collect();
+        sorted.sort_by_key(|claim| claim.range.start);
+        let mut end = Addr(0);
+        for claim in sorted {
+            let range = AddrRange::new(claim.range.start.max(end), claim.range.end);
+            end = end.max(claim.range.end);
             let Some(kind) = claim.kind else { continue };
-            roots.extend(taken.gaps(claim.range).into_iter().map(|range| Root {
+            roots.extend(taken.gaps(range).into_iter().map(|range| Root {
                 kind,
                 source: RootSource::Memory(range),
                 name: claim.name.clone(),
@@ -77,10 +84,7 @@ fn other(snapshot: &Snapshot) -> impl Iterator<Item = Claim> + '_ {
 /// The words of all registers. The vector state is taken as the processor stores it: every
 /// register is a multiple of 8 bytes, at a multiple of 8.
 fn registers(thread: &Thread) -> Root {
-    let vector = thread
-        .vector
-        .chunks_exact(8)
-        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()));
+    let vector = words(&thread.vector);
     Root {
         kind: RootKind::Registers,
         source: RootSource::Words(thread.general.iter().copied().chain(vector).collect()),
@@ -95,13 +99,79 @@ pub(super) fn between(start: Addr, end: Addr) -> AddrRange {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::heap::glibc;
+    use crate::heap::glibc::testing::{Built, contents, mutations, releases};
+    use crate::snapshot::{Module, Segment};
 
     fn claim(start: u64, end: u64, kind: Option<RootKind>) -> Claim {
         Claim {
             range: AddrRange::new(Addr(start), Addr(end)),
             kind,
             name: String::new(),
+        }
+    }
+
+    /// A process with a heap, whose threads, registers and modules say anything.
+    fn damaged() -> impl Strategy<Value = Snapshot> {
+        let word = prop_oneof![
+            any::<u64>(),
+            Just(u64::MAX),
+            Just(0),
+            0x7c00_0000_0000_u64..0x7c00_0000_4000,
+            0x7f00_0000_0000_u64..0x7f00_0000_4000,
+        ];
+        let thread = (word.clone(), word.clone()).prop_map(|(thread, stack)| Thread {
+            thread_pointer: Addr(thread),
+            stack_pointer: Addr(stack),
+            general: vec![stack, thread],
+            vector: vec![1; 13],
+            ..Thread::default()
+        });
+        let module = (word.clone(), word.clone(), any::<u64>());
+        let module = module.prop_map(|(start, end, tls_size)| Module {
+            segments: vec![Segment {
+                range: AddrRange::new(Addr(start), Addr(end)),
+                writable: true,
+                executable: false,
+            }],
+            tls_size,
+            ..Module::default()
+        });
+        let threads = prop::collection::vec(thread, 0..4);
+        let modules = prop::collection::vec(module, 0..4);
+        let release = prop::sample::select(releases());
+        (release, contents(), mutations(), threads, modules).prop_map(
+            |(release, contents, mutations, threads, modules)| {
+                let mut built = Built::new(release, &contents);
+                for mutation in mutations {
+                    built.memory.mutate(mutation);
+                }
+                let mut snapshot = built.snapshot();
+                snapshot.threads.extend(threads);
+                snapshot.modules.extend(modules);
+                snapshot
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn roots_of_a_damaged_target_overlap_neither_the_heap_nor_each_other(
+            snapshot in damaged(),
+        ) {
+            let found = glibc::walk(&snapshot).unwrap_or_default();
+            let mut ranges = Vec::new();
+            for root in roots(&snapshot, &found.heap, &[]) {
+                if let RootSource::Memory(range) = root.source {
+                    prop_assert_eq!(found.heap.owned.within(range).next(), None);
+                    ranges.push(range);
+                }
+            }
+            ranges.sort_unstable();
+            prop_assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
         }
     }
 

@@ -4,8 +4,10 @@
 //! kernel's `[stack]`, or one that glibc's `struct pthread` describes. A coroutine may run anywhere
 //! else, and then nothing says what of its memory is dead.
 
-use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
+use rustc_hash::FxHashSet;
+
+use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::memory::{Memory, words};
 use crate::scan::RootKind;
 use crate::scan::roots::{Claim, between};
 use crate::snapshot::{Snapshot, Thread};
@@ -159,21 +161,18 @@ fn pthread_stack(memory: &dyn Memory, pointer: Addr) -> Option<PthreadStack> {
         return None;
     }
     let (first, end) = STACK_BLOCK;
-    let mut words = vec![0; usize::try_from(end - first).ok()?];
-    let count = memory.read(pointer.saturating_add(first), &mut words);
-    let words: Vec<u64> = words[..count]
-        .chunks_exact(8)
-        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
-        .collect();
+    let mut bytes = vec![0; usize::try_from(end.saturating_sub(first)).ok()?];
+    let count = memory.read(pointer.saturating_add(first), &mut bytes);
+    let words: Vec<u64> = words(&bytes).take(count / 8).collect();
     words
-        .windows(2)
-        .map(|pair| AddrRange::with_size(Addr(pair[0]), pair[1]))
+        .array_windows()
+        .map(|[start, size]| AddrRange::with_size(Addr(*start), *size))
         .find(|block| {
             block.start.is_aligned(PAGE)
                 && block.end.is_aligned(PAGE)
                 && block.size() >= SMALLEST_STACK
                 && block.contains(pointer)
-                && block.end.0 - pointer.0 <= MAX_PTHREAD
+                && AddrRange::new(pointer, block.end).size() <= MAX_PTHREAD
         })
         .map(|block| PthreadStack {
             thread_pointer: pointer,
@@ -200,9 +199,13 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     {
         return None;
     }
+    let segments = snapshot.modules.iter().flat_map(|module| &module.segments);
+    let images: RangeSet = segments.map(|segment| segment.range).collect();
+    let alive = snapshot.threads.iter().map(|thread| thread.thread_pointer);
+    let alive: FxHashSet<Addr> = alive.collect();
     let user = ring(memory, main.thread_pointer.checked_add(LIST)?)?
         .into_iter()
-        .find(|node| snapshot.module_at(*node).is_some())?;
+        .find(|node| images.contains(*node))?;
     let cache = user.checked_add(16)?;
     let mut stacks = Vec::new();
     for node in ring(memory, cache)?
@@ -210,10 +213,7 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
         .filter(|node| *node != cache)
     {
         let stack = pthread_stack(memory, Addr(node.0.checked_sub(LIST)?))?;
-        let is_alive = snapshot
-            .threads
-            .iter()
-            .any(|thread| thread.thread_pointer == stack.thread_pointer);
+        let is_alive = alive.contains(&stack.thread_pointer);
         let tid = memory.word32(stack.thread_pointer.checked_add(TID)?)?;
         if is_alive || tid.cast_signed() > 0 {
             return None;

@@ -78,7 +78,7 @@ impl<'a> Dynamic<'a> {
         let bytes = read_up_to(memory, range.start, range.size().min(MAX_DYNAMIC));
         let entries = bytes
             .chunks_exact(16)
-            .map(|entry| (word_at(entry, 0), word_at(entry, 8)))
+            .filter_map(|entry| Some((word_at(entry, 0)?, word_at(entry, 8)?)))
             .take_while(|(tag, _)| *tag != DT_NULL)
             .collect();
         Self {
@@ -130,15 +130,15 @@ impl<'a> Dynamic<'a> {
 
     fn symbols(&self) -> Option<Vec<DynamicSymbol>> {
         let count = self.symbol_count()?.min(MAX_SYMBOLS);
-        let table = self.bytes(self.table(DT_SYMTAB)?, count * SYMBOL_SIZE);
+        let table = self.bytes(self.table(DT_SYMTAB)?, count.saturating_mul(SYMBOL_SIZE));
         let strings_size = self.entry(DT_STRSZ)?.min(MAX_STRINGS);
         let strings = self.bytes(self.table(DT_STRTAB)?, strings_size);
         let context = Ctx::new(Container::Big, Endian::Little);
         let count = table.len() / 24;
         let mut names_left = MAX_NAMES;
         let symbols = Sym::parse(&table, 0, count, context).ok()?.into_iter();
-        let symbols = symbols.filter_map(|symbol| {
-            let symbol = self.symbol(&symbol, &strings)?;
+        let symbols = symbols.filter_map(|symbol| self.symbol(&symbol, &strings));
+        let symbols = symbols.map_while(|symbol| {
             names_left = names_left.checked_sub(symbol.name.len())?;
             Some(symbol)
         });
@@ -176,26 +176,31 @@ impl<'a> Dynamic<'a> {
     fn gnu_hash_count(&self, table: Addr) -> Option<u64> {
         let field = |offset| Some(u64::from(self.memory.word32(table.checked_add(offset)?)?));
         let (buckets, first, filter) = (field(0)?, field(4)?, field(8)?);
-        let start = table.checked_add(16 + filter * 8)?;
-        let bytes = self.bytes(start, buckets.min(MAX_SYMBOLS) * 4);
-        let last = bytes.chunks_exact(4).map(word32_at).max().map(u64::from);
+        let start = table.checked_add(filter.checked_mul(8)?.checked_add(16)?)?;
+        let bytes = self.bytes(start, buckets.min(MAX_SYMBOLS).saturating_mul(4));
+        let last = words32(&bytes).max().map(u64::from);
         let last = last.filter(|last| *last != 0);
         let Some(last) = last else { return Some(first) };
-        let chain = start.checked_add(buckets * 4 + last.checked_sub(first)? * 4)?;
-        Some(last + self.chain_length(chain))
+        let before = buckets.checked_add(last.checked_sub(first)?)?;
+        let chain = start.checked_add(before.checked_mul(4)?)?;
+        last.checked_add(self.chain_length(chain))
     }
 
     /// The length of the chain of hash values at `chain`: the last one is odd.
     fn chain_length(&self, chain: Addr) -> u64 {
         let piece = PIECE / 256;
-        let mut length = 0;
+        let mut length = 0_u64;
         while length < MAX_SYMBOLS {
-            let bytes = self.bytes(chain.saturating_add(length * 4), piece);
-            let mut values = bytes.chunks_exact(4).map(word32_at);
-            if let Some(last) = values.position(|value| value & 1 == 1) {
-                return length + last as u64 + 1;
+            let bytes = self.bytes(chain.saturating_add(length.saturating_mul(4)), piece);
+            // The last value counts, and so does each before it.
+            let mut in_piece = 0_u64;
+            for value in words32(&bytes) {
+                in_piece = in_piece.saturating_add(1);
+                if value & 1 == 1 {
+                    return length.saturating_add(in_piece);
+                }
             }
-            length += bytes.len() as u64 / 4;
+            length = length.saturating_add(in_piece);
             if (bytes.len() as u64) < piece {
                 break;
             }
@@ -208,31 +213,33 @@ impl<'a> Dynamic<'a> {
 /// memory.
 fn read_up_to(memory: &dyn Memory, start: Addr, size: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
-    while (bytes.len() as u64) < size {
-        let done = bytes.len();
-        let piece = (size - done as u64).min(PIECE);
-        bytes.resize(done + usize::try_from(piece).unwrap_or(usize::MAX), 0);
-        let read = memory.read(start.saturating_add(done as u64), &mut bytes[done..]);
-        bytes.truncate(done + read);
-        if (read as u64) < piece {
-            break;
+    let mut piece = vec![0; usize::try_from(size.min(PIECE)).unwrap_or(0)];
+    loop {
+        let done = bytes.len() as u64;
+        let left = usize::try_from(size.saturating_sub(done)).unwrap_or(usize::MAX);
+        piece.truncate(left);
+        let read = memory.read(start.saturating_add(done), &mut piece);
+        bytes.extend_from_slice(piece.get(..read).unwrap_or_default());
+        if read == 0 || read < piece.len() {
+            return bytes;
         }
     }
-    bytes
 }
 
 /// The string that ends with a NUL and starts at `at`, cut at [`MAX_NAME`].
 fn name_at(strings: &[u8], at: usize) -> Option<String> {
     let tail = strings.get(at..)?;
-    let tail = &tail[..tail.len().min(MAX_NAME)];
-    let end = tail.iter().position(|byte| *byte == 0);
-    Some(String::from_utf8_lossy(&tail[..end.unwrap_or(tail.len())]).into_owned())
+    let tail = tail.get(..MAX_NAME).unwrap_or(tail);
+    let name = tail.split(|byte| *byte == 0).next()?;
+    Some(String::from_utf8_lossy(name).into_owned())
 }
 
-fn word_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+fn word_at(bytes: &[u8], at: usize) -> Option<u64> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*bytes))
 }
 
-fn word32_at(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes(std::array::from_fn(|i| bytes[i]))
+fn words32(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    let (words, _) = bytes.as_chunks();
+    words.iter().map(|word| u32::from_le_bytes(*word))
 }

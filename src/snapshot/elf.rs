@@ -37,12 +37,29 @@ struct ProgramHeader {
 /// read is none.
 #[must_use]
 pub fn modules(memory: &dyn Memory, regions: &[Region]) -> Vec<Module> {
-    regions
+    let mut modules: Vec<Module> = regions
         .iter()
         .filter(|region| region.offset == 0 && region.readable && !region.shared)
         .filter(|region| !region.is_anonymous() || region.name == "[vdso]")
         .filter_map(|region| module(memory, regions, region))
-        .collect()
+        .collect();
+    separate(&mut modules);
+    modules
+}
+
+/// Cuts each segment where the next one starts, of whatever module.
+///
+/// Segments of real images never overlap. Damaged headers can make each cover all memory, and
+/// then everything that looks at each segment would take forever.
+fn separate(modules: &mut [Module]) {
+    let segments = modules.iter_mut().flat_map(|module| &mut module.segments);
+    let mut segments: Vec<&mut Segment> = segments.collect();
+    segments.sort_by_key(|segment| segment.range.start);
+    let mut next = Addr(u64::MAX);
+    for segment in segments.into_iter().rev() {
+        segment.range.end = segment.range.end.min(next).max(segment.range.start);
+        next = segment.range.start;
+    }
 }
 
 fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Module> {
@@ -127,7 +144,7 @@ fn note(memory: &dyn Memory, range: AddrRange, wanted: (u32, [u8; 4])) -> Option
     let size = usize::try_from(range.size().min(MAX_NOTES)).ok()?;
     let mut bytes = vec![0; size];
     let count = memory.read(range.start, &mut bytes);
-    let mut rest = &bytes[..count];
+    let mut rest = bytes.get(..count)?;
     loop {
         let name_size = usize::try_from(u32_at(rest, 0)?).ok()?;
         let content_size = usize::try_from(u32_at(rest, 4)?).ok()?;
@@ -224,6 +241,22 @@ mod tests {
             data.writable && data.range.start == Addr(BASE + 0x2e00) && data.range.size() == 0x300
         );
         assert!(module.contains(Addr(BASE + 0x30ff)) && !module.contains(Addr(BASE + 0x3100)));
+    }
+
+    #[test]
+    fn segments_end_where_the_next_one_starts() {
+        let mut image = image();
+        // The sizes of the code and of the data.
+        for header in [64 + 56, 64 + 2 * 56] {
+            image.set_word(BASE + header + 40, u64::MAX);
+        }
+        let modules = modules(&image, &regions());
+        let ends = modules[0]
+            .segments
+            .iter()
+            .map(|segment| segment.range.end.0);
+        let ends: Vec<u64> = ends.collect();
+        assert_eq!(ends, [BASE + 0x800, BASE + 0x2e00, u64::MAX]);
     }
 
     #[test]

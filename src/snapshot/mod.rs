@@ -3,6 +3,12 @@
 //! Everything after the capture is a function of a [`Snapshot`]. How it was taken (a copy of a
 //! live process, the stopped process itself, later a file) shows only in its [`Memory`].
 
+// The target's memory is hostile input: an index or a sum made of it must not panic.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
+)]
+
 mod dynamic;
 mod elf;
 mod module;
@@ -61,6 +67,31 @@ impl Snapshot {
     #[must_use]
     pub fn aux_value(&self, kind: u64) -> Option<u64> {
         self.auxv.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v)
+    }
+}
+
+#[cfg(test)]
+impl Snapshot {
+    /// A snapshot of `memory`, of which nothing else is known.
+    pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
+        Self {
+            process: Process::default(),
+            capture: Capture {
+                taken_at: SystemTime::UNIX_EPOCH,
+                method: Method::Copy,
+                stops: 1,
+                pause: Duration::ZERO,
+                longest_pause: Duration::ZERO,
+                memory_bytes: 0,
+            },
+            regions: Vec::new(),
+            modules: Vec::new(),
+            threads: Vec::new(),
+            kernel_values: Vec::new(),
+            auxv: Vec::new(),
+            memory,
+            warnings: Vec::new(),
+        }
     }
 }
 

@@ -40,6 +40,6 @@ impl Region {
 /// The region of `regions`, which are in ascending order, that `addr` is in.
 pub(super) fn find(regions: &[Region], addr: Addr) -> Option<&Region> {
     let after = regions.partition_point(|region| region.range.start <= addr);
-    let region = &regions[after.checked_sub(1)?];
+    let region = regions.get(after.checked_sub(1)?)?;
     region.range.contains(addr).then_some(region)
 }

@@ -24,6 +24,9 @@ use crate::platform::RegularFile;
 /// A larger section is not read: a sparse file can claim any size.
 const MAX_SECTION: u64 = 1 << 30;
 const MAX_SECTIONS: u64 = 1 << 20;
+/// Sections of notes, and the bytes of each. All of them could name the same large part of a file.
+const MAX_NOTES: usize = 64;
+const MAX_NOTES_SIZE: u64 = 64 << 10;
 const MAX_MINI_DEBUG_INFO: u64 = 256 << 20;
 const XZ_MEMORY: u64 = 256 << 20;
 const HEADER_SIZE: usize = 64;
@@ -130,8 +133,10 @@ impl<B: Bytes> ElfFile<B> {
 
     /// The GNU build id.
     pub(super) fn build_id(&self) -> Option<Vec<u8>> {
-        let notes = self.sections.iter().filter(|s| s.sh_type == SHT_NOTE);
+        let is_note = |s: &&SectionHeader| s.sh_type == SHT_NOTE && s.sh_size <= MAX_NOTES_SIZE;
+        let notes = self.sections.iter().filter(is_note);
         notes
+            .take(MAX_NOTES)
             .filter_map(|section| self.contents(section))
             .find_map(|notes| gnu_build_id(&notes))
     }

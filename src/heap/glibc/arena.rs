@@ -4,8 +4,11 @@
 //! below. Bin 127 is always empty, so the last such pair of a row is bin 127 and leads to the
 //! others.
 
+use std::ops::Range;
+
 use super::layout::{
     ALIGNMENT, ArenaLayout, BINS, BINS_OFFSETS, BINS_TO_NEXT, HEADER, HEAP_INFO_SIZES, PAGE,
+    SMALLEST_HEAP_MAX,
 };
 use crate::addr::{Addr, AddrRange};
 use crate::memory::Memory;
@@ -13,10 +16,16 @@ use crate::snapshot::{Module, Snapshot};
 
 /// More arenas than any machine has (`8 * cores` by default).
 const MAX_ARENAS: usize = 1 << 16;
-/// Places in one module that look like the last bin of an arena.
+/// Places in one module that look like the last bin of an arena, and those in all modules.
 const MAX_CANDIDATES: usize = 4096;
+const MAX_ALL_CANDIDATES: usize = 1 << 16;
+/// Links that are followed from all candidates together. A candidate that is none may lead into a
+/// long row of others' arenas, each time anew.
+const MAX_LINKS: u64 = 1 << 22;
 /// A thread that stands inside malloc can leave this many bins half-linked.
 const MAX_BROKEN_BINS: u64 = 2;
+/// More copies of malloc than a process can load: the loader has 16 namespaces.
+const MAX_MALLOCS: usize = 64;
 
 /// One arena: `struct malloc_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +57,7 @@ impl Arena {
         let word = |offset| memory.word(addr.checked_add(offset)?);
         let flags = memory.word32(addr.checked_add(4)?)?;
         let system_mem = word(layout.system_mem())?;
-        let is_sane = flags <= 3 && system_mem <= word(layout.system_mem() + 8)?;
+        let is_sane = flags <= 3 && system_mem <= word(layout.max_system_mem())?;
         is_sane.then_some(())?;
         Some(Self {
             addr,
@@ -62,7 +71,7 @@ impl Arena {
 
     /// The address that `top` has before the first allocation: that of an empty bin.
     fn initial_top(&self) -> Addr {
-        self.addr.saturating_add(self.layout.bins - HEADER)
+        self.addr.saturating_add(self.layout.top())
     }
 
     /// Says whether anything was ever allocated from the arena.
@@ -79,17 +88,18 @@ impl Arena {
 /// Finds the arenas of every module's malloc.
 pub(super) fn find(snapshot: &Snapshot) -> Vec<Arenas> {
     let memory = &*snapshot.memory;
-    let mut found: Vec<Arenas> = Vec::new();
-    for (index, module) in snapshot.modules.iter().enumerate() {
-        for bins in bins_candidates(memory, module) {
-            if let Some(arenas) = arenas_at(memory, index, bins) {
-                found.push(arenas);
-            }
-        }
-    }
-    // A non-main arena lies in no module, so each ring is found once: from its main arena.
-    found.dedup_by_key(|arenas| arenas.main.addr);
-    found
+    let mut links = 0..MAX_LINKS;
+    let modules = snapshot.modules.iter().enumerate();
+    modules
+        .flat_map(|(index, module)| {
+            let candidates = bins_candidates(memory, module).into_iter();
+            candidates.map(move |bins| (index, bins))
+        })
+        .take(MAX_ALL_CANDIDATES)
+        // A non-main arena lies in no module, so each ring is found once: from its main arena.
+        .filter_map(|(module, bins)| arenas_at(memory, module, bins, &mut links))
+        .take(MAX_MALLOCS)
+        .collect()
 }
 
 /// Where the bins of a main arena may start in the writable segments of `module`.
@@ -98,32 +108,42 @@ fn bins_candidates(memory: &dyn Memory, module: &Module) -> Vec<Addr> {
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for range in memory.resident(segment.range) {
             super::for_each_window(memory, range, |start, words| {
-                for index in 0..words.len().saturating_sub(3) {
-                    let pair = start.0.wrapping_add(8 * index as u64);
-                    let is_empty_bin = |at: usize, pair: u64| {
-                        words[at] == pair.wrapping_sub(HEADER) && words[at + 1] == words[at]
-                    };
-                    if is_empty_bin(index, pair)
-                        && !is_empty_bin(index + 2, pair.wrapping_add(16))
-                        && candidates.len() < MAX_CANDIDATES
-                    {
+                for (pair, words) in (start.0..).step_by(8).zip(words.array_windows()) {
+                    if is_last_empty_bin(pair, *words) && candidates.len() < MAX_CANDIDATES {
                         candidates.push(Addr(pair).saturating_sub((BINS - 1) * 16));
                     }
                 }
             });
         }
     }
+    // Windows overlap.
+    candidates.sort_unstable();
+    candidates.dedup();
     candidates
 }
 
+/// Says whether the first two of `words`, which are at `pair`, are an empty bin, and the next two
+/// are none.
+fn is_last_empty_bin(pair: u64, words: [u64; 4]) -> bool {
+    let [first, last, next_first, next_last] = words;
+    // An empty bin's words point 16 bytes below the bin.
+    let is_empty = first == pair.wrapping_sub(HEADER) && first == last;
+    is_empty && !(next_first == pair && next_first == next_last)
+}
+
 /// The main arena whose bins are at `bins`, and its ring, if there is one.
-fn arenas_at(memory: &dyn Memory, module: usize, bins: Addr) -> Option<Arenas> {
+fn arenas_at(
+    memory: &dyn Memory,
+    module: usize,
+    bins: Addr,
+    links: &mut Range<u64>,
+) -> Option<Arenas> {
     if broken_bins(memory, bins)? > MAX_BROKEN_BINS {
         return None;
     }
     let mut closing = BINS_OFFSETS
         .iter()
-        .filter_map(|offset| ring(memory, bins, *offset));
+        .filter_map(|offset| ring(memory, bins, *offset, links));
     let (layout, others) = closing.next()?;
     let main = Arena::read(memory, bins.saturating_sub(layout.bins), layout)?;
     let heap_info = others
@@ -142,19 +162,26 @@ fn arenas_at(memory: &dyn Memory, module: usize, bins: Addr) -> Option<Arenas> {
 }
 
 /// Follows `next` from the main arena until it comes back to it; returns the layout for which it
-/// does, and the other arenas.
-fn ring(memory: &dyn Memory, bins: Addr, offset: u64) -> Option<(ArenaLayout, Vec<Addr>)> {
+/// does, and the other arenas. Takes one of `links` for each that it follows.
+fn ring(
+    memory: &dyn Memory,
+    bins: Addr,
+    offset: u64,
+    links: &mut Range<u64>,
+) -> Option<(ArenaLayout, Vec<Addr>)> {
+    let to_next = offset.checked_add(BINS_TO_NEXT)?;
     let main = Addr(bins.0.checked_sub(offset)?);
     let mut others = Vec::new();
     let mut arena = main;
     loop {
-        let next = Addr(memory.word(arena.checked_add(offset + BINS_TO_NEXT)?)?);
+        let next = Addr(memory.word(arena.checked_add(to_next)?)?);
         if next == main {
             break;
         }
         if others.len() >= MAX_ARENAS || heap_info_size(memory, next).is_none() {
             return None;
         }
+        links.next()?;
         others.push(next);
         arena = next;
     }
@@ -169,8 +196,8 @@ fn ring(memory: &dyn Memory, bins: Addr, offset: u64) -> Option<(ArenaLayout, Ve
 
 /// `sizeof (heap_info)`, seen from an arena that follows it in its first heap.
 fn heap_info_size(memory: &dyn Memory, arena: Addr) -> Option<u64> {
-    let offset = arena.0 % PAGE;
-    let heap = Addr(arena.0 - offset);
+    let heap = arena.align_down(SMALLEST_HEAP_MAX);
+    let offset = arena.0 % SMALLEST_HEAP_MAX;
     let is_first_heap = HEAP_INFO_SIZES.contains(&offset) && memory.word(heap) == Some(arena.0);
     is_first_heap.then_some(offset)
 }
@@ -180,9 +207,9 @@ fn broken_bins(memory: &dyn Memory, bins: Addr) -> Option<u64> {
     if !bins.is_aligned(8) {
         return None;
     }
-    let mut broken = 0;
-    for index in 0..BINS {
-        let pair = bins.checked_add(index * 16)?;
+    let mut broken = 0_u64;
+    for offset in (0..BINS * 16).step_by(16) {
+        let pair = bins.checked_add(offset)?;
         let bin = pair.0.wrapping_sub(HEADER);
         let first = memory.word(pair)?;
         let last = memory.word(pair.checked_add(8)?)?;
@@ -192,7 +219,7 @@ fn broken_bins(memory: &dyn Memory, bins: Addr) -> Option<u64> {
                     && memory.word(Addr(chunk.wrapping_add(offset))) == Some(bin))
         };
         if !is_linked(first, 24) || !is_linked(last, 16) {
-            broken += 1;
+            broken = broken.saturating_add(1);
         }
     }
     Some(broken)

@@ -4,20 +4,27 @@
 //! cache. From 2.32 on their links are mangled (`PROTECT_PTR`): the address of the link, shifted
 //! right by 12, is combined with it by exclusive or. The heads are not.
 
-use rustc_hash::FxHashSet;
+use std::cell::Cell;
+use std::cmp::Reverse;
+
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::arena::Arena;
-use super::layout::{ALIGNMENT, HEADER, MIN_CHUNK, SMALL_TCACHE_BINS, TCACHES, TcacheLayout};
+use super::layout::{ALIGNMENT, HEADER, MIN_CHUNK, PAGE, SMALL_TCACHE_BINS, TCACHES, TcacheLayout};
 use super::params::Params;
 use super::problem::Problem;
-use crate::addr::Addr;
+use crate::addr::{Addr, AddrRange};
 use crate::heap::Block;
 use crate::memory::Memory;
 use crate::snapshot::{Snapshot, Thread};
 
 /// How far below a thread pointer its `tcache` variable may lie: the static TLS of the C library
 /// is among the first.
-const TLS_REACH: u64 = 0x4000;
+const TLS_REACH: usize = 0x4000;
+/// Links that are followed, for each block: a list is looked at a few times, to find the layout.
+const LINKS_PER_BLOCK: u64 = 16;
+const MIN_LINKS: u64 = 1 << 20;
+const PAGE_SIZE: usize = 4096;
 
 /// The cached blocks, by address, and the blocks that are caches themselves.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +44,9 @@ pub(super) struct Lists<'a> {
     /// How many chunks a bin of a thread cache takes.
     tcache_count: u64,
     mangled: bool,
+    /// How many links may still be followed: lists that are none can share chunks, and then each
+    /// of them would lead through all of these anew.
+    links_left: Cell<u64>,
 }
 
 /// One thread cache: where it is, and the blocks on its lists.
@@ -46,8 +56,9 @@ struct Tcache {
     miscounts: u64,
 }
 
-impl<'a> Lists<'a> {
+impl Lists<'_> {
     fn link(&self, addr: u64) -> Option<u64> {
+        self.links_left.set(self.links_left.get().checked_sub(1)?);
         let link = self.memory.word(Addr(addr))?;
         Some(if self.mangled {
             link ^ (addr >> 12)
@@ -60,7 +71,7 @@ impl<'a> Lists<'a> {
         let index = self
             .blocks
             .binary_search_by_key(&start, |block| block.start.0);
-        Some(self.blocks[index.ok()?])
+        self.blocks.get(index.ok()?).copied()
     }
 
     /// The blocks of the list that starts at block `head`, all of whose chunks have a size that
@@ -69,7 +80,7 @@ impl<'a> Lists<'a> {
         let mut list = Vec::new();
         let mut next = head;
         while next != 0 {
-            if list.len() as u64 >= longest || !fits(self.block(next)?.size + 8) {
+            if list.len() as u64 >= longest || !fits(chunk_size(self.block(next)?)) {
                 return None;
             }
             list.push(next);
@@ -104,10 +115,11 @@ impl<'a> Lists<'a> {
                 (true, 0) if count == 0 => 0,
                 (true, _) => self.tcache_count.checked_sub(count)?,
             };
-            let list = self.follow(head, count + 1, |size| fits_bin(bin, size))?;
+            let longest = count.saturating_add(1);
+            let list = self.follow(head, longest, |size| fits_bin(bin, size))?;
             match (list.len() as u64).abs_diff(count) {
                 0 => {}
-                1 => tcache.miscounts += 1,
+                1 => tcache.miscounts = tcache.miscounts.saturating_add(1),
                 _ => return None,
             }
             tcache.free.extend(list);
@@ -121,12 +133,11 @@ impl<'a> Lists<'a> {
             return Some(Vec::new());
         };
         let mut free = Vec::new();
-        for bin in 0..bins {
-            let head = self
-                .memory
-                .word(arena.addr.checked_add(offset + bin * 8)?)?;
-            let size = (bin + 2) * ALIGNMENT;
-            free.extend(self.fastbin(head, size)?);
+        let first = arena.addr.checked_add(offset)?;
+        let heads = (first.0..).step_by(8).map(Addr);
+        let sizes = (0..bins).map(bin_size);
+        for (head, size) in heads.zip(sizes) {
+            free.extend(self.fastbin(self.memory.word(head)?, size)?);
         }
         Some(free)
     }
@@ -137,7 +148,7 @@ impl<'a> Lists<'a> {
         let mut chunk = head;
         while chunk != 0 {
             let start = chunk.checked_add(HEADER)?;
-            if list.len() >= self.blocks.len() || self.block(start)?.size + 8 != size {
+            if list.len() >= self.blocks.len() || chunk_size(self.block(start)?) != size {
                 return None;
             }
             list.push(start);
@@ -147,12 +158,22 @@ impl<'a> Lists<'a> {
     }
 }
 
+/// The size of the chunk of a block.
+fn chunk_size(block: Block) -> u64 {
+    block.size.saturating_add(8)
+}
+
+/// The size of the chunks in a bin for chunks of one size, of a thread cache or of fastbins.
+fn bin_size(bin: u64) -> u64 {
+    bin.saturating_mul(ALIGNMENT).saturating_add(MIN_CHUNK)
+}
+
 /// Says whether a chunk of `size` bytes may be in `bin` of a thread cache.
 fn fits_bin(bin: u64, size: u64) -> bool {
     if bin < SMALL_TCACHE_BINS {
-        size == MIN_CHUNK + bin * ALIGNMENT
+        size == bin_size(bin)
     } else {
-        size >= MIN_CHUNK + SMALL_TCACHE_BINS * ALIGNMENT
+        size >= bin_size(SMALL_TCACHE_BINS)
     }
 }
 
@@ -169,6 +190,11 @@ pub(super) fn find(
             blocks,
             tcache_count: params.iter().map(|p| p.tcache_count).max().unwrap_or(0),
             mangled,
+            links_left: Cell::new(
+                LINKS_PER_BLOCK
+                    .saturating_mul(blocks.len() as u64)
+                    .saturating_add(MIN_LINKS),
+            ),
         };
         let has_tcache = params.iter().any(|params| params.layout.tcache.is_some());
         find_with(&lists, &snapshot.threads, arenas, has_tcache)
@@ -179,7 +205,7 @@ pub(super) fn find(
         return mangled;
     }
     let plain = with(false);
-    let key = |cached: &Cached| (!cached.problems.is_empty(), usize::MAX - cached.free.len());
+    let key = |cached: &Cached| (!cached.problems.is_empty(), Reverse(cached.free.len()));
     if key(&plain) < key(&mangled) {
         plain
     } else {
@@ -225,56 +251,79 @@ fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Ca
 /// The distance of the `tcache` variable below the thread pointer, and the layout of what it
 /// points to: what fits most threads, then what holds most blocks.
 fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, TcacheLayout)> {
-    let mut votes: Vec<((u64, usize), (u64, u64))> = Vec::new();
+    let mut votes: FxHashMap<(u64, TcacheLayout), (u64, u64)> = FxHashMap::default();
     for thread in threads
         .iter()
         .filter(|thread| thread.thread_pointer != Addr(0))
     {
-        for (distance, index, cached) in tcache_candidates(lists, thread) {
-            let found = votes.iter_mut().find(|(key, _)| *key == (distance, index));
-            match found {
-                Some((_, (threads, blocks))) => {
-                    *threads += 1;
-                    *blocks += cached;
-                }
-                None => votes.push(((distance, index), (1, cached))),
-            }
+        for (distance, layout, cached) in tcache_candidates(lists, thread) {
+            let (threads, blocks) = votes.entry((distance, layout)).or_default();
+            *threads = threads.saturating_add(1);
+            *blocks = blocks.saturating_add(cached);
         }
     }
+    // All other things being equal, the nearest one, so that the answer is always the same.
     let best = votes
         .into_iter()
-        .max_by_key(|((distance, _), (threads, blocks))| (*threads, *blocks, u64::MAX - distance));
-    best.map(|((distance, index), _)| (distance, TCACHES[index]))
+        .max_by_key(|((distance, layout), votes)| (*votes, Reverse((*distance, layout.chunk))));
+    best.map(|(variable, _)| variable)
 }
 
 /// Words below the thread pointer of `thread` that point to a thread cache: their distance, the
-/// layout's index, and how many blocks it holds.
-fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, usize, u64)> {
+/// layout, and how many blocks it holds.
+fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, TcacheLayout, u64)> {
     let mut candidates = Vec::new();
-    for distance in (8..=TLS_REACH).step_by(8) {
-        let variable = thread.thread_pointer.saturating_sub(distance);
-        let Some(word) = lists.memory.word(variable) else {
-            break;
-        };
+    for (distance, word) in words_below(lists.memory, thread.thread_pointer) {
         let Some(block) = lists.block(word) else {
             continue;
         };
-        for (index, layout) in TCACHES.iter().enumerate() {
-            if layout.fits(block.size + 8)
-                && let Some(tcache) = lists.tcache(block.start, *layout)
+        for layout in TCACHES {
+            if layout.fits(chunk_size(block))
+                && let Some(tcache) = lists.tcache(block.start, layout)
             {
-                candidates.push((distance, index, tcache.free.len() as u64));
+                candidates.push((distance, layout, tcache.free.len() as u64));
             }
         }
     }
     candidates
 }
 
+/// The words below `pointer`, the nearest first, with their distances: up to one that cannot be
+/// read.
+fn words_below(memory: &dyn Memory, pointer: Addr) -> Vec<(u64, u64)> {
+    // A page at a time, since a read ends at the first page that is missing.
+    let mut found = Vec::new();
+    let mut buffer = [0; PAGE_SIZE];
+    let mut end = pointer;
+    while found.len() < TLS_REACH / 8 {
+        let start = end.saturating_sub(1).align_down(PAGE);
+        let page = AddrRange::new(start, end);
+        let size = usize::try_from(page.size()).unwrap_or(0);
+        let Some(bytes) = buffer.get_mut(..size).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
+        if memory.read(start, bytes) < size {
+            break;
+        }
+        // From the upper end down: the words are as far from `pointer` as a multiple of 8.
+        let words = bytes.rchunks_exact(8).filter_map(<[u8]>::first_chunk);
+        for word in words {
+            let distance = (found.len() as u64).saturating_add(1).saturating_mul(8);
+            found.push((distance, u64::from_le_bytes(*word)));
+        }
+        end = start;
+    }
+    found.truncate(TLS_REACH / 8);
+    found
+}
+
 /// Thread caches that no thread has any more: those of a parent's threads after `fork`, and of
 /// threads that were killed. Only what holds blocks can be told from a block of zeros.
 fn add_orphans(lists: &Lists<'_>, cached: &mut Cached) {
     for block in lists.blocks {
-        let layout = TCACHES.iter().find(|layout| layout.fits(block.size + 8));
+        let layout = TCACHES
+            .iter()
+            .find(|layout| layout.fits(chunk_size(*block)));
         let Some(layout) = layout.filter(|_| !cached.caches.contains(&block.start.0)) else {
             continue;
         };

@@ -48,6 +48,8 @@ pub(super) struct Walk {
     /// The first header says that the chunk before it is in use, as that of a segment does.
     pub(super) starts_well: bool,
     pub(super) problems: Vec<Problem>,
+    /// How many headers were read.
+    pub(super) headers: u64,
 }
 
 /// A chunk whose successor has not been seen: whether it is in use is written there.
@@ -61,21 +63,27 @@ struct Chunk {
 impl Segment {
     /// Walks the segment from its first chunk to its end.
     pub(super) fn walk(&self, memory: &dyn Memory) -> Walk {
-        let mut window = Window::new(memory);
+        self.walk_through(&mut Window::new(memory))
+    }
+
+    /// Walks the segment, and reads it through `window`.
+    pub(super) fn walk_through(&self, window: &mut Window<'_>) -> Walk {
         let mut walk = Walk {
             blocks: Vec::new(),
             end: End::Broken(self.start),
             starts_well: false,
             problems: Vec::new(),
+            headers: 0,
         };
         let mut previous: Option<Chunk> = None;
         let mut addr = self.start;
-        while let Some(chunk) = self.chunk_at(&mut window, addr) {
+        while let Some(chunk) = self.chunk_at(window, addr) {
+            walk.headers = walk.headers.saturating_add(1);
             match previous {
                 None => walk.starts_well = chunk.flags & PREV_INUSE != 0,
-                Some(previous) => self.settle(&mut walk, &mut window, previous, chunk),
+                Some(previous) => self.settle(&mut walk, window, previous, chunk),
             }
-            if let Some(end) = self.end_at(&mut window, chunk) {
+            if let Some(end) = self.end_at(window, chunk) {
                 walk.end = end;
                 return walk;
             }
@@ -94,24 +102,29 @@ impl Segment {
             return None;
         }
         let header = window.word(addr.checked_add(8)?)?;
-        Some(Chunk {
-            addr,
-            size: header & !FLAGS,
-            flags: header & FLAGS,
-        })
+        Some(Chunk::new(addr, header))
+    }
+
+    /// Says whether a segment may begin with `header`: a quick test that sorts out most words.
+    pub(super) fn may_begin_with(&self, header: u64) -> bool {
+        let chunk = Chunk::new(self.start, header);
+        chunk.flags & PREV_INUSE != 0 && self.is_chunk(chunk)
     }
 
     /// The end of the segment, if `chunk` is what ends it.
     fn end_at(&self, window: &mut Window<'_>, chunk: Chunk) -> Option<End> {
+        let within_limit = |end: &Addr| *end <= self.limit;
         if chunk.addr == self.top {
-            return Some(End::Top(chunk.addr.saturating_add(chunk.size)));
+            let end = chunk.addr.checked_add(chunk.size);
+            return end.filter(within_limit).map(End::Top);
         }
         match self.fence {
             Fence::Zero => (chunk.size == 0).then(|| End::Fence(chunk.addr.saturating_add(HEADER))),
             Fence::Double if chunk.size == HEADER => {
                 let next = window.word(chunk.addr.saturating_add(HEADER + 8))?;
-                (next == HEADER | PREV_INUSE)
-                    .then(|| End::Fence(chunk.addr.saturating_add(2 * HEADER)))
+                let end = chunk.addr.checked_add(2 * HEADER);
+                let end = end.filter(within_limit).map(End::Fence);
+                end.filter(|_| next == HEADER | PREV_INUSE)
             }
             Fence::Double => None,
         }
@@ -144,8 +157,19 @@ impl Segment {
         }
         walk.blocks.push(Block {
             start: chunk.addr.saturating_add(HEADER),
-            size: chunk.size - 8,
+            // The user may use the first word of the chunk behind it, but not its own header.
+            size: chunk.size.saturating_sub(8),
         });
+    }
+}
+
+impl Chunk {
+    fn new(addr: Addr, header: u64) -> Self {
+        Self {
+            addr,
+            size: header & !FLAGS,
+            flags: header & FLAGS,
+        }
     }
 }
 
@@ -153,7 +177,9 @@ impl Walk {
     /// The memory that was walked: from `start` to the end, or to where the walk broke off.
     pub(super) fn range(&self, start: Addr) -> AddrRange {
         let (End::Top(end) | End::Fence(end) | End::Broken(end)) = self.end;
-        AddrRange::new(start, end)
+        // Where a walk breaks off, the last block reaches a word further.
+        let last = self.blocks.last().map_or(end, |block| block.range().end);
+        AddrRange::new(start, end.max(last))
     }
 
     /// Says whether the walk reached an end.

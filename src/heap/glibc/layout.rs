@@ -37,9 +37,13 @@ pub(super) const BINS_OFFSETS: [u64; 3] = [0x68, 0x70, 0x18];
 /// From `bins` to `next`: 254 words of bins and 16 bytes of `binmap`.
 pub(super) const BINS_TO_NEXT: u64 = 254 * 8 + 16;
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "sums of constants of this file: offsets in a struct of 2 KiB"
+)]
 impl ArenaLayout {
     pub(super) fn top(self) -> u64 {
-        self.bins - 16
+        self.bins - HEADER
     }
 
     pub(super) fn next(self) -> u64 {
@@ -48,6 +52,10 @@ impl ArenaLayout {
 
     pub(super) fn system_mem(self) -> u64 {
         self.next() + if self.counts_threads { 24 } else { 16 }
+    }
+
+    pub(super) fn max_system_mem(self) -> u64 {
+        self.system_mem() + 8
     }
 
     /// The size of the whole struct.
@@ -70,7 +78,7 @@ impl ArenaLayout {
 pub(super) struct ParamsLayout {
     /// The releases, for people.
     pub(super) releases: &'static str,
-    /// The offset of `n_mmaps`, which `n_mmaps_max`, `max_n_mmaps` and `no_dyn_threshold` follow.
+    /// The offset of `n_mmaps`: four numbers of 4 bytes start there.
     pub(super) n_mmaps: u64,
     /// The offset of `mmapped_mem`, which `max_mmapped_mem` follows.
     pub(super) mmapped_mem: u64,
@@ -80,6 +88,36 @@ pub(super) struct ParamsLayout {
     pub(super) size: u64,
     /// The `ArenaLayout::bins` that these releases have.
     pub(super) arena_bins: &'static [u64],
+}
+
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "sums of constants of this file: offsets in a struct of 144 bytes"
+)]
+impl ParamsLayout {
+    pub(super) fn n_mmaps_max(&self) -> u64 {
+        self.n_mmaps + 4
+    }
+
+    pub(super) fn max_n_mmaps(&self) -> u64 {
+        self.n_mmaps + 8
+    }
+
+    pub(super) fn no_dyn_threshold(&self) -> u64 {
+        self.n_mmaps + 12
+    }
+
+    pub(super) fn max_mmapped_mem(&self) -> u64 {
+        self.mmapped_mem + 8
+    }
+
+    pub(super) fn tcache_max_bytes(&self) -> Option<u64> {
+        self.tcache.map(|tcache| tcache + 8)
+    }
+
+    pub(super) fn tcache_count(&self) -> Option<u64> {
+        self.tcache.map(|tcache| tcache + 16)
+    }
 }
 
 /// `mp_` starts with these, in all releases.
@@ -136,7 +174,7 @@ pub(super) const PARAMS: [ParamsLayout; 5] = [
 ];
 
 /// `struct tcache_perthread_struct`: a thread's cache of free chunks, itself a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TcacheLayout {
     /// The nominal size of its chunk. It may be up to 32 bytes larger: a remainder below the
     /// smallest chunk is not split off, and 2.43 rounds the request twice.
@@ -174,6 +212,10 @@ pub(super) const TCACHES: [TcacheLayout; 3] = [
 /// The bins of a tcache that hold chunks of one size each.
 pub(super) const SMALL_TCACHE_BINS: u64 = 64;
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "sums of constants of this file: offsets in a struct of 768 bytes"
+)]
 impl TcacheLayout {
     /// The offset of `entries`.
     pub(super) fn entries(self) -> u64 {
@@ -195,7 +237,9 @@ impl TcacheLayout {
 pub(super) const HEAP_INFO_SIZES: [u64; 2] = [0x20, 0x30];
 /// `HEAP_MAX_SIZE`: 64 MiB; four huge pages in 2.35 to 2.41 with `glibc.malloc.hugetlb=2`, which
 /// are 8 MiB for huge pages of 2 MiB and 4 GiB for those of 1 GiB.
-pub(super) const HEAP_MAX_SIZES: [u64; 3] = [64 << 20, 8 << 20, 4 << 30];
+pub(super) const HEAP_MAX_SIZES: [u64; 3] = [64 << 20, SMALLEST_HEAP_MAX, 4 << 30];
+/// Every heap starts at a multiple of this.
+pub(super) const SMALLEST_HEAP_MAX: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {

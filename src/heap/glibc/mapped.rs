@@ -4,9 +4,12 @@
 //! checked against malloc's counters. A mapping is not always one chunk: the kernel joins
 //! neighbours.
 
+use rustc_hash::FxHashMap;
+
 use super::layout::{ALIGNMENT, FLAGS, HEADER, IS_MMAPPED, PAGE};
 use super::params::Params;
 use super::problem::Problem;
+use super::search::places;
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Block;
 use crate::memory::Memory;
@@ -77,16 +80,22 @@ impl Layout {
             mapping: AddrRange::new(base, end),
             block: Block {
                 start: header.saturating_add(HEADER),
-                size: size - self.overhead,
+                size: size.saturating_sub(self.overhead),
             },
         })
     }
 
     /// The chunk of the mapping that starts at `base`. An aligned allocation moves the header and
     /// leaves the old one, perfectly valid, in front: the moved one counts.
-    fn chunk_at(self, memory: &dyn Memory, base: Addr, limit: Addr) -> Option<MappedChunk> {
+    fn chunk_at(
+        self,
+        memory: &dyn Memory,
+        base: Addr,
+        limit: Addr,
+        moved: &Moved,
+    ) -> Option<MappedChunk> {
         self.moved_within_page(memory, base, limit)
-            .or_else(|| self.moved_by_pages(memory, base, limit))
+            .or_else(|| moved.get(&base).copied())
             .or_else(|| self.chunk(memory, base, 0, limit))
     }
 
@@ -98,25 +107,62 @@ impl Layout {
         limit: Addr,
     ) -> Option<MappedChunk> {
         (5..=12)
-            .map(|exponent| (1_u64 << exponent) - HEADER)
+            .map(|exponent| (1_u64 << exponent).saturating_sub(HEADER))
             .find_map(|offset| self.chunk(memory, base, offset, limit))
     }
 
-    /// A user address farther away is a multiple of the page size from `base`, and within what the
-    /// old header covers. That may be more than there is now: `realloc` may have shrunk the mapping.
-    fn moved_by_pages(self, memory: &dyn Memory, base: Addr, limit: Addr) -> Option<MappedChunk> {
-        let old_size = memory.word(base.checked_add(8)?)?;
-        let is_old_header = memory.word(base)? & !self.offset_flags == 0
-            && old_size & FLAGS == IS_MMAPPED
-            && ((old_size & !FLAGS) + self.behind).is_multiple_of(PAGE);
-        if !is_old_header {
-            return None;
-        }
-        let pages = old_size.min(limit.0.saturating_sub(base.0)) / PAGE;
-        (2..=pages)
-            .map(|page| page * PAGE - HEADER)
-            .find_map(|offset| self.chunk(memory, base, offset, limit))
+    /// The moved header that lies in front of `page`, if there is one, with the start of its
+    /// mapping. `free` is what no arena owns.
+    fn moved_before(
+        self,
+        memory: &dyn Memory,
+        page: Addr,
+        free: &RangeSet,
+    ) -> Option<(Addr, MappedChunk)> {
+        let header = page.0.checked_sub(HEADER).map(Addr)?;
+        let offset = memory.word(header)? & !self.offset_flags;
+        // Less than a page is looked for from the start of the mapping.
+        let base = Addr(header.0.checked_sub(offset).filter(|_| offset >= PAGE)?);
+        let mapping = free.containing(header).filter(|free| free.contains(base))?;
+        let chunk = self.chunk(memory, base, offset, mapping.end)?;
+        let covers = offset < self.old_size(memory, base)?;
+        covers.then_some((base, chunk))
     }
+
+    /// The size in the header that a moved one has left at `base`. It may be more than there is
+    /// now: `realloc` may have shrunk the mapping.
+    fn old_size(self, memory: &dyn Memory, base: Addr) -> Option<u64> {
+        let size = memory.word(base.checked_add(8)?)?;
+        let is_old_header = memory.word(base)? & !self.offset_flags == 0
+            && size & FLAGS == IS_MMAPPED
+            && (size & !FLAGS)
+                .checked_add(self.behind)?
+                .is_multiple_of(PAGE);
+        is_old_header.then_some(size)
+    }
+}
+
+/// Chunks whose headers were moved by pages, by the starts of their mappings.
+///
+/// A moved header says how far it is from there, so that each page is looked at once. Looking for
+/// it from the start would take forever where each page looks like the start of a huge mapping.
+type Moved = FxHashMap<Addr, MappedChunk>;
+
+fn moved_by_pages(
+    memory: &dyn Memory,
+    layout: Layout,
+    free: &RangeSet,
+    parts: &[AddrRange],
+) -> Moved {
+    let mut moved = Moved::default();
+    let pages = parts
+        .iter()
+        .flat_map(|part| places(*part, part.start, PAGE));
+    let behind = pages.filter_map(|page| page.checked_add(PAGE));
+    for (base, chunk) in behind.filter_map(|page| layout.moved_before(memory, page, free)) {
+        moved.entry(base).or_insert(chunk);
+    }
+    moved
 }
 
 /// Finds the chunks with mappings of their own. `taken` is memory that arenas own; `params` are
@@ -165,41 +211,39 @@ fn in_regions<'a>(
     regions: impl Iterator<Item = &'a Region>,
 ) -> Vec<MappedChunk> {
     let memory = &*snapshot.memory;
+    // A chunk may reach into the next region, where only its protection or its huge-page setting
+    // differs.
+    let joined: RangeSet = snapshot
+        .regions
+        .iter()
+        .filter(|region| is_malloc_memory(region))
+        .map(|region| region.range)
+        .collect();
+    let free: RangeSet = joined
+        .ranges()
+        .iter()
+        .flat_map(|range| taken.gaps(*range))
+        .collect();
+    let parts: Vec<AddrRange> = regions
+        .flat_map(|region| taken.gaps(region.range))
+        .flat_map(|gap| memory.resident(gap))
+        .collect();
+    let moved = moved_by_pages(memory, layout, &free, &parts);
     let mut chunks: Vec<MappedChunk> = Vec::new();
     let mut end = Addr(0);
-    for region in regions {
-        for gap in taken.gaps(region.range) {
-            for part in memory.resident(gap) {
-                let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
-                while page < part.end {
-                    // A chunk may reach into the next region, where only its protection or its
-                    // huge-page setting differs.
-                    let limit = joined_end(snapshot, region);
-                    match layout.chunk_at(memory, page, limit) {
-                        Some(chunk) => {
-                            end = chunk.mapping.end;
-                            page = end;
-                            chunks.push(chunk);
-                        }
-                        None => page = page.saturating_add(PAGE),
-                    }
-                }
-            }
+    for part in parts {
+        let limit = free
+            .containing(part.start)
+            .map_or(part.end, |free| free.end);
+        let next_chunk = |from| {
+            places(part, from, PAGE).find_map(|page| layout.chunk_at(memory, page, limit, &moved))
+        };
+        while let Some(chunk) = next_chunk(end) {
+            end = chunk.mapping.end;
+            chunks.push(chunk);
         }
     }
     chunks
-}
-
-/// The end of the anonymous memory that `region` is the start of.
-fn joined_end(snapshot: &Snapshot, region: &Region) -> Addr {
-    let mut end = region.range.end;
-    while let Some(next) = snapshot
-        .region_at(end)
-        .filter(|next| is_malloc_memory(next))
-    {
-        end = next.range.end;
-    }
-    end
 }
 
 /// Drops what only looks like a chunk: real ones start at a mapping or behind another one.
@@ -215,7 +259,7 @@ fn drop_imitations(snapshot: &Snapshot, chunks: &mut Vec<MappedChunk>, expected:
         if keep {
             end = chunk.mapping.end;
         } else {
-            surplus -= 1;
+            surplus = surplus.saturating_sub(1);
         }
         keep
     });
@@ -223,11 +267,15 @@ fn drop_imitations(snapshot: &Snapshot, chunks: &mut Vec<MappedChunk>, expected:
 
 fn check(params: &[Params], count: u64, bytes: u64) -> Vec<Problem> {
     let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
-    let expected_bytes: u64 = params.iter().map(|params| params.mmapped_mem).sum();
+    let expected_bytes = params
+        .iter()
+        .fold(0_u64, |sum, params| sum.saturating_add(params.mmapped_mem));
     // 2.43 adds a header too much to the sum with every mremap.
     let drifts = params.iter().any(|p| Layout::of(p) == LIKE_A_NORMAL_CHUNK);
     let bytes_fit = if drifts {
-        expected_bytes >= bytes && (expected_bytes - bytes).is_multiple_of(ALIGNMENT)
+        expected_bytes
+            .checked_sub(bytes)
+            .is_some_and(|drift| drift.is_multiple_of(ALIGNMENT))
     } else {
         expected_bytes == bytes
     };
@@ -247,6 +295,13 @@ mod tests {
     const BASE: u64 = 0x7f00_0000_0000;
     const LIMIT: Addr = Addr(BASE + 0x20000);
 
+    /// The chunk at `BASE`.
+    fn chunk_at_base(layout: Layout, memory: &FakeMemory) -> Option<MappedChunk> {
+        let all = AddrRange::new(Addr(BASE), LIMIT);
+        let moved = moved_by_pages(memory, layout, &[all].into_iter().collect(), &[all]);
+        layout.chunk_at(memory, Addr(BASE), LIMIT, &moved)
+    }
+
     fn with_headers(headers: &[(u64, u64, u64)]) -> FakeMemory {
         let mut memory = FakeMemory::zeroed(BASE, 0x20000);
         for (at, prev_size, size) in headers {
@@ -259,15 +314,13 @@ mod tests {
     #[test]
     fn the_usable_size_follows_the_release() {
         let memory = with_headers(&[(0, 0, 0x3000 | 2)]);
-        let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+        let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 16, 0x3000 - 16)
         );
         let memory = with_headers(&[(0, 1, 0x2ff0 | 2)]);
-        let chunk = LIKE_A_NORMAL_CHUNK
-            .chunk_at(&memory, Addr(BASE), LIMIT)
-            .expect("a chunk");
+        let chunk = chunk_at_base(LIKE_A_NORMAL_CHUNK, &memory).expect("a chunk");
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 16, 0x2ff0 - 8)
@@ -279,7 +332,7 @@ mod tests {
     fn a_moved_header_counts_and_not_the_one_it_left_behind() {
         for moved in [0x30, 0x70, 0xff0, 0x1ff0, 0x7ff0] {
             let memory = with_headers(&[(0, 0, 0x9000 | 2), (moved, moved, (0x9000 - moved) | 2)]);
-            let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+            let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
             assert_eq!(chunk.block.start.0, BASE + moved + 16, "{moved:#x}");
             assert_eq!(chunk.mapping.size(), 0x9000, "{moved:#x}");
         }
@@ -288,7 +341,7 @@ mod tests {
     #[test]
     fn a_moved_header_is_found_after_the_mapping_was_shrunk() {
         let memory = with_headers(&[(0, 0, 0x9_0000 | 2), (0xfff0, 0xfff0, 0x1010 | 2)]);
-        let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+        let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 0x1_0000, 0x1000)
@@ -307,7 +360,7 @@ mod tests {
         ] {
             let memory = with_headers(&[(0, prev_size, size)]);
             assert_eq!(
-                PLAIN.chunk_at(&memory, Addr(BASE), LIMIT),
+                chunk_at_base(PLAIN, &memory),
                 None,
                 "{prev_size:#x} {size:#x}"
             );

@@ -11,7 +11,12 @@ mod layout;
 mod mapped;
 mod params;
 mod problem;
+mod search;
 mod segments;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use problem::Problem;
 
@@ -20,11 +25,11 @@ use rayon::prelude::*;
 use arena::{Arena, Arenas};
 use mapped::MappedChunk;
 use params::Params;
-use segments::ArenaMemory;
+use segments::{ArenaMemory, Heaps, Space};
 
 use super::block::{Block, Heap, Zone};
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::Memory;
+use crate::memory::{Memory, words};
 use crate::snapshot::Snapshot;
 
 /// What was found of glibc's malloc in a target.
@@ -87,6 +92,35 @@ pub fn walk(snapshot: &Snapshot) -> Option<Found> {
     Some(Found { heap, problems })
 }
 
+impl Malloc {
+    fn heap_info(&self) -> u64 {
+        self.arenas.heap_info.unwrap_or(0)
+    }
+
+    /// The heaps of each non-main arena.
+    fn heaps(&self, memory: &dyn Memory) -> Vec<Heaps> {
+        let arenas = self.arenas.others.par_iter();
+        arenas
+            .map(|arena| Heaps::find(memory, arena, self.heap_info()))
+            .collect()
+    }
+
+    /// Walks the non-main arenas, which have `heaps`.
+    fn other_memories(
+        &self,
+        memory: &dyn Memory,
+        heaps: &[Heaps],
+        space: &Space,
+    ) -> Vec<ArenaMemory> {
+        let arenas = self.arenas.others.par_iter().zip(heaps);
+        arenas
+            .map(|(arena, heaps)| {
+                segments::of_other_arena(memory, arena, heaps, self.heap_info(), space)
+            })
+            .collect()
+    }
+}
+
 impl Arenas {
     /// The main arena, then the others.
     fn all(&self) -> impl Iterator<Item = Arena> + '_ {
@@ -98,21 +132,18 @@ impl Arenas {
 /// arena owns. In the order of `zone_names`.
 fn arena_memories(snapshot: &Snapshot, mallocs: &[Malloc]) -> Vec<ArenaMemory> {
     let memory = &*snapshot.memory;
+    let heaps: Vec<Vec<Heaps>> = mallocs.iter().map(|malloc| malloc.heaps(memory)).collect();
+    let space = Space::new(snapshot, heaps.iter().flatten());
     let others: Vec<Vec<ArenaMemory>> = mallocs
-        .par_iter()
-        .map(|malloc| {
-            let heap_info = malloc.arenas.heap_info.unwrap_or(0);
-            let arenas = malloc.arenas.others.par_iter();
-            arenas
-                .map(|arena| segments::of_other_arena(memory, arena, heap_info))
-                .collect()
-        })
+        .iter()
+        .zip(&heaps)
+        .map(|(malloc, heaps)| malloc.other_memories(memory, heaps, &space))
         .collect();
     let mut taken: RangeSet = owned(others.iter().flatten());
     let mut memories = Vec::new();
     for (malloc, others) in mallocs.iter().zip(others) {
         let main = if malloc.arenas.main.is_used() {
-            segments::of_main_arena(snapshot, &malloc.arenas, &malloc.params, &taken)
+            segments::of_main_arena(snapshot, &malloc.arenas, &malloc.params, &space, &taken)
         } else {
             ArenaMemory::default()
         };
@@ -165,7 +196,7 @@ fn zone_names(mallocs: &[Malloc]) -> Vec<Zone> {
         let which = if index == 0 {
             String::new()
         } else {
-            format!(" (copy {})", index + 1)
+            format!(" (copy {})", index.saturating_add(1))
         };
         zones.push(zone(format!("glibc main arena{which}")));
         let others = 1..=malloc.arenas.others.len();
@@ -184,6 +215,13 @@ fn zone_ranges(memories: &[ArenaMemory], mapped: &[MappedChunk]) -> Vec<(AddrRan
     let zone = u32::try_from(memories.len()).unwrap_or(u32::MAX);
     ranges.extend(mapped.iter().map(|chunk| (chunk.mapping, zone)));
     ranges.sort_unstable();
+    // What two zones claim belongs to the one that starts first.
+    let mut end = Addr(0);
+    for (range, _) in &mut ranges {
+        range.start = range.start.max(end);
+        end = end.max(range.end);
+    }
+    ranges.retain(|(range, _)| !range.is_empty());
     ranges
 }
 
@@ -208,7 +246,24 @@ fn sorted_blocks(
     let mut blocks = lists.pop().unwrap_or_default();
     blocks.extend(lists.into_iter().flatten());
     blocks.par_sort_unstable();
+    problems.extend(drop_overlapping(&mut blocks));
     blocks
+}
+
+/// Drops each block that starts inside the one before: two arenas claim the same memory.
+fn drop_overlapping(blocks: &mut Vec<Block>) -> Option<Problem> {
+    let mut end = Addr(0);
+    let mut first = None;
+    blocks.retain(|block| {
+        let is_free = block.start >= end;
+        if is_free {
+            end = block.range().end;
+        } else {
+            first.get_or_insert(block.start);
+        }
+        is_free
+    });
+    first.map(Problem::Overlap)
 }
 
 fn count_zones(heap: &mut Heap) {
@@ -225,8 +280,8 @@ fn count_zones(heap: &mut Heap) {
             .ok()
             .and_then(|z| heap.zones.get_mut(z))
         {
-            zone.blocks += 1;
-            zone.bytes += block.size;
+            zone.blocks = zone.blocks.saturating_add(1);
+            zone.bytes = zone.bytes.saturating_add(block.size);
         }
     }
 }
@@ -241,15 +296,12 @@ fn for_each_window(memory: &dyn Memory, range: AddrRange, mut each: impl FnMut(A
     };
     let mut bytes = vec![0; usize::try_from(SIZE.min(range.size())).unwrap_or(0)];
     while start < range.end {
-        let wanted = (range.end.0 - start.0).min(SIZE);
-        let wanted = usize::try_from(wanted).unwrap_or(0).min(bytes.len());
-        let count = memory.read(start, &mut bytes[..wanted]);
-        let words: Vec<u64> = bytes[..count]
-            .chunks_exact(8)
-            .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
-            .collect();
+        let wanted = range.end.0.saturating_sub(start.0);
+        bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
+        let count = memory.read(start, &mut bytes);
+        let words: Vec<u64> = words(&bytes).take(count / 8).collect();
         each(start, &words);
-        if count < wanted || start.saturating_add(count as u64) >= range.end {
+        if count < bytes.len() || start.saturating_add(count as u64) >= range.end {
             return;
         }
         start = start.saturating_add(SIZE - OVERLAP);

@@ -9,6 +9,10 @@ use crate::snapshot::Snapshot;
 /// A place that scores less is not `mp_`: the real one has at least this even where every tunable
 /// differs from its default.
 const LOWEST_SCORE: u32 = 8;
+/// What `mp_` scores more if its `sbrk_base` is in `[heap]`.
+const HEAP_SCORE: u32 = 5;
+/// malloc caps `tcache_count` at this: the counts of a cache have 16 bits.
+const MAX_TCACHE_COUNT: u64 = u16::MAX as u64;
 
 /// What rleaks needs of `mp_`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +43,8 @@ impl Params {
             n_mmaps: memory.word32(addr.checked_add(layout.n_mmaps)?)?.into(),
             mmapped_mem: word(layout.mmapped_mem)?,
             sbrk_base: Addr(word(layout.sbrk_base)?),
-            tcache_count: match layout.tcache {
-                Some(tcache) => word(tcache + 16)?,
+            tcache_count: match layout.tcache_count() {
+                Some(offset) => word(offset)?.min(MAX_TCACHE_COUNT),
                 None => 0,
             },
         })
@@ -61,10 +65,10 @@ pub(super) fn find(snapshot: &Snapshot, arenas: &Arenas) -> Option<Params> {
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for range in memory.resident(segment.range) {
             super::for_each_window(memory, range, |start, words| {
-                for at in 0..words.len() {
-                    let addr = start.saturating_add(8 * at as u64);
+                let addresses = (start.0..).step_by(8).map(Addr);
+                for (addr, words) in addresses.zip(tails(words)) {
                     for layout in &layouts {
-                        let Some(score) = score(snapshot, &words[at..], layout) else {
+                        let Some(score) = score(snapshot, words, layout) else {
                             continue;
                         };
                         let distance = addr.0.abs_diff(arenas.main.addr.0);
@@ -83,6 +87,11 @@ pub(super) fn find(snapshot: &Snapshot, arenas: &Arenas) -> Option<Params> {
     Params::read(memory, addr, layout)
 }
 
+/// `words`, then all but the first of them, and so on.
+fn tails(words: &[u64]) -> impl Iterator<Item = &[u64]> {
+    std::iter::successors(Some(words), |words| words.get(1..))
+}
+
 /// How much `words` look like an `mp_` of this layout; `None` where they cannot be one.
 fn score(snapshot: &Snapshot, words: &[u64], layout: &ParamsLayout) -> Option<u32> {
     let word = |offset: u64| words.get(usize::try_from(offset / 8).ok()?).copied();
@@ -94,39 +103,40 @@ fn score(snapshot: &Snapshot, words: &[u64], layout: &ParamsLayout) -> Option<u3
             word >> 32
         })
     };
-    // The cheapest and strongest test first: this runs at every word.
-    let mut score = 0;
-    let mut count = |points: u32, holds: bool| score += if holds { points } else { 0 };
-    count(3, half(layout.n_mmaps + 4)? == 65536);
-    count(2, word(TOP_PAD)? == 0x2_0000);
-    count(2, word(ARENA_TEST)? == 8);
+    let points = |points: u32, holds: bool| if holds { points } else { 0 };
     let threshold = word(MMAP_THRESHOLD)?;
-    count(1, threshold == 0x2_0000);
-    count(
-        1,
-        word(0)? == 0x2_0000 || word(0)? == threshold.wrapping_mul(2),
-    );
-    if let Some(tcache) = layout.tcache {
-        count(2, word(tcache)? == 64);
-        count(2, matches!(word(tcache + 8)?, 1032 | 1041));
-        count(1, matches!(word(tcache + 16)?, 7 | 16));
-    }
+    let trim_threshold = word(0)?;
+    let defaults = [
+        points(3, half(layout.n_mmaps_max())? == 65536),
+        points(2, word(TOP_PAD)? == 0x2_0000),
+        points(2, word(ARENA_TEST)? == 8),
+        points(1, threshold == 0x2_0000),
+        points(
+            1,
+            trim_threshold == 0x2_0000 || trim_threshold == threshold.wrapping_mul(2),
+        ),
+    ];
+    let tcache = match layout.tcache {
+        Some(bins) => [
+            points(2, word(bins)? == 64),
+            points(2, matches!(word(layout.tcache_max_bytes()?)?, 1032 | 1041)),
+            points(1, matches!(word(layout.tcache_count()?)?, 7 | 16)),
+        ],
+        None => [0; 3],
+    };
+    let score: u32 = defaults.iter().chain(&tcache).sum();
     let n_mmaps = half(layout.n_mmaps)?;
     let mmapped = word(layout.mmapped_mem)?;
-    let is_possible = n_mmaps <= half(layout.n_mmaps + 8)?
-        && half(layout.n_mmaps + 12)? <= 1
-        && mmapped <= word(layout.mmapped_mem + 8)?
+    let is_possible = n_mmaps <= half(layout.max_n_mmaps())?
+        && half(layout.no_dyn_threshold())? <= 1
+        && mmapped <= word(layout.max_mmapped_mem())?
         && mmapped.is_multiple_of(ALIGNMENT);
-    if !is_possible || score + 5 < LOWEST_SCORE {
+    if !is_possible || score.saturating_add(HEAP_SCORE) < LOWEST_SCORE {
         return None;
     }
     let base = Addr(word(layout.sbrk_base)?);
-    Some(
-        score
-            + match snapshot.region_at(base) {
-                Some(region) if region.name == "[heap]" => 5,
-                Some(_) => 1,
-                None => 0,
-            },
-    )
+    let region = snapshot.region_at(base);
+    let is_brk = region.is_some_and(|region| region.name == "[heap]");
+    let place = points(if is_brk { HEAP_SCORE } else { 1 }, region.is_some());
+    Some(score.saturating_add(place))
 }

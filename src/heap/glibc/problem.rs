@@ -30,6 +30,8 @@ pub enum Problem {
     SystemMemory(Addr, u64, u64),
     /// A list of cached chunks leads to something that is no chunk of its size.
     CacheList(Addr),
+    /// Blocks, of which this is the first, that start inside others.
+    Overlap(Addr),
     /// `mp_` was not found in the module with the main arena.
     NoParams,
 }
@@ -51,6 +53,7 @@ impl Problem {
             | Self::MmapBytes(..)
             | Self::SystemMemory(..)
             | Self::CacheList(_)
+            | Self::Overlap(_)
             | Self::NoParams => false,
         }
     }
@@ -95,6 +98,7 @@ impl fmt::Display for Problem {
                     "a list in the cache at {at} leads to something that is no free chunk"
                 )
             }
+            Self::Overlap(at) => write!(f, "the block at {at} starts inside another one"),
             Self::NoParams => f.write_str("malloc's parameters (mp_) were not found"),
         }
     }

@@ -1,16 +1,57 @@
 //! The segments of each arena.
 
+use rustc_hash::FxHashSet;
+
 use super::arena::{Arena, Arenas};
 use super::chunks::{End, Fence, Segment, Walk};
-use super::layout::{ALIGNMENT, HEAP_MAX_SIZES, PAGE, PREV_INUSE};
+use super::layout::{ALIGNMENT, HEAP_MAX_SIZES, PAGE};
 use super::params::Params;
 use super::problem::Problem;
+use super::search::{Search, bytes, places};
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::Memory;
-use crate::snapshot::{Region, Snapshot};
+use crate::snapshot::Snapshot;
 
-/// More heaps than an arena can have in the address space.
-const MAX_HEAPS: usize = 1 << 20;
+/// The memory that heaps of non-main arenas may take.
+#[derive(Clone, Debug)]
+pub(super) struct Space {
+    /// Private memory without a file, whatever its protection.
+    private: RangeSet,
+    /// Where the heaps of all non-main arenas start, sorted.
+    bases: Vec<Addr>,
+}
+
+impl Space {
+    /// The memory that `arenas`, which are all that there are, can have.
+    pub(super) fn new<'a>(snapshot: &Snapshot, arenas: impl Iterator<Item = &'a Heaps>) -> Self {
+        let regions = snapshot.regions.iter();
+        let private = regions.filter(|region| !region.shared && region.is_anonymous());
+        let heaps = arenas.flat_map(|arena| &arena.heaps);
+        let mut bases: Vec<Addr> = heaps.map(|heap| heap.base).collect();
+        bases.sort_unstable();
+        Self {
+            private: private.map(|region| region.range).collect(),
+            bases,
+        }
+    }
+
+    /// The memory from `base` on that mappings without a gap give.
+    fn from(&self, base: Addr) -> AddrRange {
+        let end = self
+            .private
+            .containing(base)
+            .map_or(base, |range| range.end);
+        AddrRange::new(base, end)
+    }
+
+    /// The most that a heap at `base` can take: up to the next heap.
+    fn heap_at(&self, base: Addr) -> AddrRange {
+        let next = self.bases.partition_point(|other| *other <= base);
+        let end = self.bases.get(next).copied().unwrap_or(Addr(u64::MAX));
+        let mapped = self.from(base);
+        AddrRange::new(base, mapped.end.min(end))
+    }
+}
 
 /// The memory of one arena, and the chunks in it.
 #[derive(Clone, Debug, Default)]
@@ -63,48 +104,30 @@ impl HeapInfo {
     }
 }
 
-/// Walks all heaps of a non-main arena.
-pub(super) fn of_other_arena(memory: &dyn Memory, arena: &Arena, heap_info: u64) -> ArenaMemory {
-    let mut found = ArenaMemory::default();
-    let first = Addr(arena.addr.0 - heap_info);
-    let heaps = heaps(memory, arena, first).unwrap_or_else(|| {
-        found.problems.push(Problem::NoHeapForArena(arena.addr));
-        HeapInfo::read(memory, first).into_iter().collect()
-    });
-    let mut size = 0;
-    for heap in heaps {
-        size += heap.size;
-        let header = if heap.base == first {
-            heap_info + arena.layout.size()
-        } else {
-            heap_info
-        };
-        let Some(start) = heap.base.saturating_add(header).align_up(ALIGNMENT) else {
-            continue;
-        };
-        let segment = Segment {
-            start,
-            limit: heap.base.saturating_add(heap.size),
-            top: arena.top,
-            fence: Fence::Zero,
-        };
-        let walk = segment.walk(memory);
-        if walk.is_complete() {
-            let reserved = heap.base.saturating_add(heap.writable);
-            found.owned.push(AddrRange::new(segment.limit, reserved));
-        }
-        found.owned.push(AddrRange::new(heap.base, start));
-        found.add(start, walk);
-    }
-    found.expect_size(arena, size);
-    found
+/// The heaps of a non-main arena.
+#[derive(Clone, Debug)]
+pub(super) struct Heaps {
+    /// The heap that holds the arena itself.
+    first: Addr,
+    /// From the newest back to the first.
+    heaps: Vec<HeapInfo>,
+    /// The newest is known.
+    is_complete: bool,
 }
 
-/// The heaps of a non-main arena, from the one that `top` lies in back to the first.
-fn heaps(memory: &dyn Memory, arena: &Arena, first: Addr) -> Option<Vec<HeapInfo>> {
-    HEAP_MAX_SIZES
-        .iter()
-        .find_map(|max_size| heaps_of_size(memory, arena, first, *max_size))
+impl Heaps {
+    /// Finds the heaps of `arena`, from the one that its `top` lies in back to the first.
+    pub(super) fn find(memory: &dyn Memory, arena: &Arena, heap_info: u64) -> Self {
+        let first = arena.addr.saturating_sub(heap_info);
+        let heaps = HEAP_MAX_SIZES
+            .iter()
+            .find_map(|max_size| heaps_of_size(memory, arena, first, *max_size));
+        Self {
+            first,
+            is_complete: heaps.is_some(),
+            heaps: heaps.unwrap_or_else(|| HeapInfo::read(memory, first).into_iter().collect()),
+        }
+    }
 }
 
 fn heaps_of_size(
@@ -114,13 +137,17 @@ fn heaps_of_size(
     max_size: u64,
 ) -> Option<Vec<HeapInfo>> {
     let mut heaps = Vec::new();
+    let mut seen = FxHashSet::default();
     let mut base = arena.top.align_down(max_size);
     loop {
         let heap = HeapInfo::read(memory, base)?;
+        // Each arena needs heaps of its own, so that the links of all of them are no more than
+        // there is memory.
         let is_its_heap = memory.word(base) == Some(arena.addr.0)
             && heap.writable <= max_size
             && heap.size.is_multiple_of(PAGE)
-            && heaps.len() < MAX_HEAPS;
+            && base.is_aligned(max_size)
+            && seen.insert(base);
         if !is_its_heap {
             return None;
         }
@@ -132,147 +159,183 @@ fn heaps_of_size(
     }
 }
 
+/// Walks all heaps of a non-main arena, as far as `space` goes.
+pub(super) fn of_other_arena(
+    memory: &dyn Memory,
+    arena: &Arena,
+    heaps: &Heaps,
+    heap_info: u64,
+    space: &Space,
+) -> ArenaMemory {
+    let mut found = ArenaMemory::default();
+    if !heaps.is_complete {
+        found.problems.push(Problem::NoHeapForArena(arena.addr));
+    }
+    let mut size = 0_u64;
+    for heap in &heaps.heaps {
+        size = size.saturating_add(heap.size);
+        let room = space.heap_at(heap.base);
+        let header = if heap.base == heaps.first {
+            heap_info.saturating_add(arena.layout.size())
+        } else {
+            heap_info
+        };
+        let Some(start) = heap.base.saturating_add(header).align_up(ALIGNMENT) else {
+            continue;
+        };
+        let segment = Segment {
+            start,
+            limit: heap.base.saturating_add(heap.size).min(room.end),
+            top: arena.top,
+            fence: Fence::Zero,
+        };
+        let walk = segment.walk(memory);
+        if walk.is_complete() {
+            let reserved = heap.base.saturating_add(heap.writable).min(room.end);
+            found.owned.push(AddrRange::new(segment.limit, reserved));
+        }
+        found.owned.push(AddrRange::new(heap.base, start));
+        found.add(start, walk);
+    }
+    found.expect_size(arena, size);
+    found
+}
+
 /// Walks all segments of a main arena. `taken` is memory that other arenas own.
 pub(super) fn of_main_arena(
     snapshot: &Snapshot,
     arenas: &Arenas,
     params: &Params,
+    space: &Space,
     taken: &RangeSet,
 ) -> ArenaMemory {
     let arena = &arenas.main;
     let mut found = ArenaMemory::default();
-    let brk = brk_memory(snapshot, params.sbrk_base);
-    let mut size = 0;
+    // The mapping has no name everywhere, and may be split where the program changed the
+    // protection of a part.
+    let brk = space.from(params.sbrk_base);
+    let mut size = 0_u64;
     if let Some(start) = brk.start.align_up(ALIGNMENT).filter(|_| !brk.is_empty()) {
         let end = walk_brk(snapshot, arena, AddrRange::new(start, brk.end), &mut found);
-        size = end.0 - brk.start.0;
+        size = AddrRange::new(brk.start, end).size();
     }
     let has_top = found
         .walks
         .iter()
         .any(|walk| matches!(walk.end, End::Top(_)));
     if !has_top || arena.is_noncontiguous {
-        size += walk_elsewhere(snapshot, arena, taken, size, &mut found);
+        let missing = arena.system_mem.saturating_sub(size);
+        let elsewhere = walk_elsewhere(snapshot, arena, taken, missing, &mut found);
+        size = size.saturating_add(elsewhere);
     }
     found.expect_size(arena, size);
     found
-}
-
-/// The memory from where `brk` started to its end now. Its mapping has no name everywhere, and may
-/// be split where the program changed the protection of a part.
-fn brk_memory(snapshot: &Snapshot, base: Addr) -> AddrRange {
-    let mut end = base;
-    while let Some(region) = snapshot.region_at(end).filter(|region| is_data(region)) {
-        end = region.range.end;
-    }
-    AddrRange::new(base, end)
-}
-
-fn is_data(region: &Region) -> bool {
-    !region.shared && region.is_anonymous()
 }
 
 /// Walks the segments in the memory of `brk`: one, or several with memory between them for which
 /// the program itself called `brk`. Returns the end of the last.
 fn walk_brk(snapshot: &Snapshot, arena: &Arena, brk: AddrRange, found: &mut ArenaMemory) -> Addr {
     let memory = &*snapshot.memory;
-    let segment_at = |start| Segment {
-        start,
+    let first = Segment {
+        start: brk.start,
         limit: brk.end,
         top: arena.top,
         fence: Fence::Double,
     };
-    let mut start = brk.start;
-    loop {
-        let walk = segment_at(start).walk(memory);
-        let end = walk.range(start).end;
-        let is_fenced = matches!(walk.end, End::Fence(_));
-        found.add(start, walk);
-        let next = is_fenced.then(|| next_segment(memory, segment_at(end)));
-        match next.flatten() {
-            Some(next) => start = next,
-            None => return end,
+    let walk = first.walk(memory);
+    let mut end = walk.range(brk.start).end;
+    let mut is_fenced = matches!(walk.end, End::Fence(_));
+    found.add(brk.start, walk);
+    if !is_fenced {
+        return end;
+    }
+    // Nothing marks the places where the next segments start, so each is tried.
+    let parts = memory.resident(AddrRange::new(end, brk.end));
+    let mut search = Search::new(memory, bytes(&parts));
+    for part in parts {
+        let mut from = end;
+        while let Some((start, walk)) = next_segment(&mut search, first, part, from) {
+            end = walk.range(start).end;
+            from = end;
+            is_fenced = matches!(walk.end, End::Fence(_));
+            found.add(start, walk);
+            if !is_fenced {
+                return end;
+            }
         }
     }
+    end
 }
 
-/// Where the next segment starts: nothing marks the place, so each is tried.
-fn next_segment(memory: &dyn Memory, mut segment: Segment) -> Option<Addr> {
-    for part in memory.resident(AddrRange::new(segment.start, segment.limit)) {
-        segment.start = part.start.align_up(ALIGNMENT)?;
-        while segment.start < part.end {
-            let header = memory.word(segment.start.saturating_add(8)).unwrap_or(0);
-            if header & PREV_INUSE != 0 {
-                let walk = segment.walk(memory);
-                let ends_well = matches!(walk.end, End::Top(_))
-                    || matches!(walk.end, End::Fence(end) if end.is_aligned(PAGE));
-                if ends_well && walk.starts_well && walk.problems.is_empty() {
-                    return Some(segment.start);
-                }
-            }
-            segment.start = segment.start.saturating_add(ALIGNMENT);
+/// The next segment that starts in `part`, at or above `from`, and is like `segment`.
+fn next_segment(
+    search: &mut Search<'_>,
+    segment: Segment,
+    part: AddrRange,
+    from: Addr,
+) -> Option<(Addr, Walk)> {
+    places(part, from, ALIGNMENT).find_map(|start| {
+        let walk = search.walk(Segment { start, ..segment })?;
+        if walk.problems.is_empty() {
+            return Some((start, walk));
         }
-    }
-    None
+        search.reject(&walk);
+        None
+    })
 }
 
 /// Walks the segments that the main arena mapped where `brk` failed. No list of them exists, so
-/// each page of anonymous memory is tried until their sizes add up. Returns the sum.
+/// each page of anonymous memory is tried until they add up to `missing`. Returns the sum.
 fn walk_elsewhere(
     snapshot: &Snapshot,
     arena: &Arena,
     taken: &RangeSet,
-    brk_size: u64,
+    missing: u64,
     found: &mut ArenaMemory,
 ) -> u64 {
     let memory = &*snapshot.memory;
-    let own: RangeSet = found.owned.iter().copied().collect();
-    let mut size = 0;
-    let mut end = Addr(0);
-    for region in snapshot
-        .regions
-        .iter()
-        .filter(|r| r.is_private_anonymous_data())
-    {
-        let gaps = taken.gaps(region.range).into_iter();
-        for part in gaps.flat_map(|gap| memory.resident(gap)) {
-            let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
-            while page < part.end && brk_size + size < arena.system_mem {
-                let walk = (!own.contains(page))
-                    .then(|| mapped_segment(memory, arena, page, region.range.end))
-                    .flatten();
-                let Some(walk) = walk else {
-                    page = page.saturating_add(PAGE);
-                    continue;
+    let own = found.owned.iter().chain(taken.ranges());
+    let own: RangeSet = own.copied().collect();
+    let regions = snapshot.regions.iter();
+    let gaps: Vec<AddrRange> = regions
+        .filter(|region| region.is_private_anonymous_data())
+        .flat_map(|region| own.gaps(region.range))
+        .collect();
+    let mut search = Search::new(memory, bytes(&gaps));
+    let mut size = 0_u64;
+    let mut from = Addr(0);
+    for gap in gaps {
+        for part in memory.resident(gap) {
+            while size < missing {
+                let Some((start, walk)) = mapped_segment(&mut search, arena, part, from, gap.end)
+                else {
+                    break;
                 };
-                let range = walk.range(page);
-                size += range.size();
-                end = range.end;
-                page = end.align_up(PAGE).unwrap_or(part.end);
-                found.add(range.start, walk);
+                let range = walk.range(start);
+                size = size.saturating_add(range.size());
+                from = range.end;
+                found.add(start, walk);
             }
         }
     }
     size
 }
 
-/// The segment that starts at `page`, if one does.
-fn mapped_segment(memory: &dyn Memory, arena: &Arena, page: Addr, limit: Addr) -> Option<Walk> {
-    let header = memory.word(page.saturating_add(8))?;
-    if header & PREV_INUSE == 0 {
-        return None;
-    }
-    let segment = Segment {
-        start: page,
-        limit,
-        top: arena.top,
-        fence: Fence::Double,
-    };
-    let walk = segment.walk(memory);
-    let ends_well = match walk.end {
-        End::Top(_) => true,
-        End::Fence(end) => end.is_aligned(PAGE),
-        End::Broken(_) => false,
-    };
-    ends_well.then_some(walk)
+/// The first segment that starts at a page of `part` from `from` on.
+fn mapped_segment(
+    search: &mut Search<'_>,
+    arena: &Arena,
+    part: AddrRange,
+    from: Addr,
+    limit: Addr,
+) -> Option<(Addr, Walk)> {
+    places(part, from, PAGE).find_map(|start| {
+        let segment = Segment {
+            start,
+            limit,
+            top: arena.top,
+            fence: Fence::Double,
+        };
+        Some((start, search.walk(segment)?))
+    })
 }

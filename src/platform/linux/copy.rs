@@ -106,8 +106,11 @@ impl CopiedMemory {
 impl Memory for CopiedMemory {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
         self.plan.read(addr, buf, |index, offset, part| {
-            let start = self.offsets[index] + usize::try_from(offset).unwrap_or(usize::MAX);
-            part.copy_from_slice(&self.buffer.0[start..start + part.len()]);
+            let start = usize::try_from(offset).ok();
+            let start = start.and_then(|offset| self.offsets.get(index)?.checked_add(offset));
+            let bytes = start.and_then(|start| self.buffer.0.get(start..)?.get(..part.len()));
+            let Some(bytes) = bytes else { return 0 };
+            part.copy_from_slice(bytes);
             part.len()
         })
     }
@@ -184,7 +187,7 @@ fn copy_page_by_page(
         if part.is_empty() {
             break;
         }
-        let end = Addr(start.align_down(PAGE).0 + PAGE).min(range.end);
+        let end = start.align_down(PAGE).saturating_add(PAGE).min(range.end);
         holes.push(AddrRange::new(start, end));
         part = &mut part[size(&AddrRange::new(start, end))..];
         start = end;

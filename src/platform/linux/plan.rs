@@ -41,6 +41,7 @@ impl Plan {
 
     /// The bytes that are resident.
     pub(super) fn bytes(&self) -> u64 {
+        // A mapping is listed once, so the sum is no more than the address space.
         self.resident.iter().map(AddrRange::size).sum()
     }
 

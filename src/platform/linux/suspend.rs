@@ -3,12 +3,11 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::job_control::{JobControlHeld, interrupt_flag};
 use super::procfs;
 use super::tracer::{self, Standstill};
-use super::watchdog::Armed;
 
 /// Targets that this process holds stopped.
 static STOPPED_TARGETS: AtomicUsize = AtomicUsize::new(0);
@@ -76,10 +75,8 @@ impl SuspendError {
 pub(super) struct Suspended {
     /// Dropping it tells the tracing thread to let go.
     release: Option<SyncSender<()>>,
-    tracer: Option<JoinHandle<()>>,
-    since: Instant,
-    // Both last until the target runs: fields are dropped after `drop` has run.
-    _watchdog: Armed,
+    tracer: Option<JoinHandle<Duration>>,
+    /// Lasts until the target runs: fields are dropped after `drop` has run.
     _job_control: JobControlHeld,
 }
 
@@ -94,13 +91,11 @@ impl Suspended {
         let mut suspended = Self {
             release: Some(release),
             tracer: None,
-            since: Instant::now(),
-            _watchdog: Armed::new(limit),
             _job_control: JobControlHeld::new(),
         };
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
-            .spawn(move || tracer::trace(pid, interrupted, &found, &released));
+            .spawn(move || tracer::trace(pid, limit, interrupted, &found, &released));
         suspended.tracer = Some(tracer.map_err(|error| SuspendError::Other(pid, error))?);
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),
@@ -110,16 +105,14 @@ impl Suspended {
 
     /// Lets the target go on and says for how long it stood still.
     pub(super) fn resume(mut self) -> Duration {
-        self.let_go();
-        self.since.elapsed()
+        self.let_go()
     }
 
-    fn let_go(&mut self) {
+    fn let_go(&mut self) -> Duration {
         self.release = None;
-        if let Some(tracer) = self.tracer.take() {
-            // If it panicked, the kernel has detached; the panic is kept by the panic hook.
-            let _ = tracer.join();
-        }
+        // If it panicked, the kernel has detached; the panic is kept by the panic hook.
+        let paused = self.tracer.take().map(JoinHandle::join);
+        paused.and_then(Result::ok).unwrap_or_default()
     }
 }
 

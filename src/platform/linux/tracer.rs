@@ -18,6 +18,7 @@ use super::procfs;
 use super::ptrace::{self, Wait};
 use super::registers;
 use super::suspend::SuspendError;
+use super::watchdog::Armed;
 use crate::snapshot::Thread;
 use crate::warning::{Bias, Warning};
 
@@ -46,14 +47,19 @@ struct Traced {
     signal: i32,
 }
 
-/// Stops process `pid`, sends what it found, waits until `release` is dropped, and lets go.
+/// Stops process `pid`, sends what it found, waits until `release` is dropped, and lets go. Returns
+/// how long the target stood still, or a part of it. If that is longer than `limit`, the watchdog
+/// ends rleaks.
 pub(super) fn trace(
     pid: u32,
+    limit: Duration,
     interrupted: &AtomicBool,
     found: &SyncSender<Result<Standstill, SuspendError>>,
     release: &Receiver<()>,
-) {
+) -> Duration {
     run_before_others();
+    let start = Instant::now();
+    let watchdog = Armed::new(limit);
     let mut tracer = Tracer {
         pid,
         interrupted,
@@ -66,7 +72,9 @@ pub(super) fn trace(
         let _ = release.recv();
     }
     tracer.detach_all();
+    drop(watchdog);
     // Threads that did not stop are let go when this one ends, which is now.
+    start.elapsed()
 }
 
 struct Tracer<'a> {

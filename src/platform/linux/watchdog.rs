@@ -9,13 +9,14 @@
 )]
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use memmap2::{MmapOptions, MmapRaw};
 use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -29,20 +30,19 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// `CLOCK_MONOTONIC` by which the target must go on; 0 while no target is stopped.
 static DEADLINE: OnceLock<Shared> = OnceLock::new();
 
-/// A page of memory that the two processes share.
-struct Shared(MmapRaw);
+/// A word of memory that the two processes share; it is never unmapped.
+#[derive(Clone, Copy)]
+struct Shared(&'static AtomicU64);
 
 impl Shared {
-    fn new() -> std::io::Result<Self> {
-        // An anonymous mapping of memmap2 is shared across a fork.
-        let map = MmapOptions::new().len(size_of::<AtomicU64>()).map_anon()?;
-        Ok(Self(MmapRaw::from(map)))
-    }
-
-    fn word(&self) -> &AtomicU64 {
-        // SAFETY: the mapping is at least as large as the word, begins at a page, is zeroed, lives
-        // as long as `self`, and is only ever accessed as this atomic word.
-        unsafe { AtomicU64::from_ptr(self.0.as_mut_ptr().cast()) }
+    fn new() -> nix::Result<Self> {
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let length = NonZeroUsize::MIN.saturating_add(size_of::<AtomicU64>());
+        // SAFETY: the kernel chooses the place, so no other mapping is replaced.
+        let page = unsafe { mmap_anonymous(None, length, protection, MapFlags::MAP_SHARED) }?;
+        // SAFETY: the page is zeroed, aligned, larger than the word, never unmapped, and both
+        // processes only ever access it as this atomic word.
+        Ok(Self(unsafe { AtomicU64::from_ptr(page.as_ptr().cast()) }))
     }
 }
 
@@ -65,7 +65,7 @@ pub fn watched(work: impl FnOnce() -> ExitCode) -> ExitCode {
     // SAFETY: this process has one thread, so nothing that another thread holds is cut off.
     let forked = unsafe { fork() };
     match forked {
-        Ok(ForkResult::Parent { child }) => watch(child, &signals, &shared),
+        Ok(ForkResult::Parent { child }) => watch(child, &signals, shared),
         Ok(ForkResult::Child) => {
             die_with(own_pid);
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&previous), None);
@@ -100,7 +100,7 @@ impl Drop for Armed {
 
 fn set_deadline(deadline: u64) {
     if let Some(shared) = DEADLINE.get() {
-        shared.word().store(deadline, Ordering::Release);
+        shared.0.store(deadline, Ordering::Release);
     }
 }
 
@@ -126,7 +126,7 @@ fn die_with(parent: Pid) {
     }
 }
 
-fn watch(worker: Pid, signals: &SigSet, shared: &Shared) -> ExitCode {
+fn watch(worker: Pid, signals: &SigSet, shared: Shared) -> ExitCode {
     let mut is_suspending = false;
     loop {
         match waitpid(worker, Some(WaitPidFlag::WNOHANG)) {
@@ -134,7 +134,7 @@ fn watch(worker: Pid, signals: &SigSet, shared: &Shared) -> ExitCode {
             Ok(status) => return mirror(status),
             Err(_) => return ExitCode::from(2),
         }
-        let deadline = shared.word().load(Ordering::Acquire);
+        let deadline = shared.0.load(Ordering::Acquire);
         if deadline != 0 && now() > deadline {
             return end(worker);
         }
