@@ -19,7 +19,7 @@ pub(crate) enum Build {
     Musl,
     /// With musl's libc, statically linked.
     MuslStatic,
-    /// With AddressSanitizer.
+    /// With `AddressSanitizer`.
     AddressSanitizer,
 }
 
