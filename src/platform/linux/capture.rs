@@ -70,6 +70,7 @@ impl Stopped {
         let pid = self.target.pid;
         let plan = Plan::new(&self.regions, &survey.uses, &self.view.pagemap)
             .map_err(|error| CaptureError::PageMap(pid, error))?;
+        let mut kernel_held = procfs::kernel_held(pid);
         let mut snapshot = Snapshot {
             capture: Capture {
                 taken_at: self.taken_at,
@@ -86,13 +87,14 @@ impl Stopped {
             },
             process: survey.process,
             threads: std::mem::take(&mut self.threads),
-            kernel_values: procfs::kernel_values(pid),
+            kernel_values: kernel_held.values,
             auxv: self.view.auxv(),
             regions: std::mem::take(&mut self.regions),
             memory: Box::new(NoMemory),
             warnings: survey.warnings,
         };
         snapshot.warnings.append(&mut self.warnings);
+        snapshot.warnings.append(&mut kernel_held.warnings);
         let Some(buffer) = survey.buffer else {
             let memory = View::open(pid)?.memory;
             snapshot.memory = Box::new(StreamedMemory::new(plan, memory));
