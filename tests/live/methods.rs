@@ -31,6 +31,14 @@ fn assert_finds_the_truth(fixture: &Fixture, method: &str, options: &[&str]) -> 
     report
 }
 
+/// What rleaks prints for people, of a target that leaks.
+fn shown(fixture: &Fixture, options: &[&str]) -> String {
+    let output = rleaks(&[&[fixture.pid().as_str()], options].concat());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "");
+    text(&output.stdout)
+}
+
 #[test]
 fn every_way_to_scan_finds_the_same_leaks() {
     let fixture = generated();
@@ -92,7 +100,7 @@ fn contents_are_left_out_on_request() {
         let report = leaks_with(&fixture.pid(), options);
         assert_eq!(contents(&report), [Value::Null, Value::Null, Value::Null]);
     }
-    let shown = text(&rleaks(&[&fixture.pid(), "--list", "--no-content"]).stdout);
+    let shown = shown(&fixture, &["--list", "--no-content"]);
     assert!(!shown.contains("xxxx"), "{shown}");
 }
 
@@ -245,7 +253,7 @@ fn process_that_a_debugger_holds_is_refused_by_the_name_of_the_cause() {
 #[test]
 fn list_has_a_line_for_each_leak() {
     let fixture = Fixture::start("cpp_types.cpp");
-    let shown = text(&rleaks(&[&fixture.pid(), "--list"]).stdout);
+    let shown = shown(&fixture, &["--list"]);
     let leaks = shown.lines().filter_map(|line| line.strip_prefix("Leak: "));
     let listed = leaks.map(|line| {
         let (address, rest) = line.split_once(" size=").unwrap();
@@ -264,7 +272,7 @@ fn list_has_a_line_for_each_leak() {
 #[test]
 fn types_and_sizes_have_a_line_each() {
     let fixture = Fixture::start("cpp_types.cpp");
-    let shown = text(&rleaks(&[&fixture.pid(), "--group-by-type"]).stdout);
+    let shown = shown(&fixture, &["--group-by-type"]);
     let rows: Vec<_> = shown
         .lines()
         .skip_while(|line| !line.contains("COUNT"))
@@ -286,9 +294,7 @@ fn types_and_sizes_have_a_line_each() {
 #[test]
 fn quiet_report_begins_with_the_totals() {
     let fixture = Fixture::start("cpp_types.cpp");
-    let output = rleaks(&[&fixture.pid(), "--quiet"]);
-    let shown = text(&output.stdout);
-    assert_eq!(text(&output.stderr), "");
+    let shown = shown(&fixture, &["--quiet"]);
     let start = format!("Process {}: ", fixture.pid());
     let lines: Vec<_> = shown.lines().take(2).collect();
     assert!(lines.iter().all(|line| line.starts_with(&start)), "{shown}");
@@ -302,16 +308,16 @@ fn quiet_report_begins_with_the_totals() {
 #[test]
 fn limit_says_what_it_leaves_out() {
     let fixture = Fixture::start("cpp_types.cpp");
-    let shown = text(&rleaks(&[&fixture.pid(), "--limit=1"]).stdout);
-    assert_eq!(shown.matches("INSTANCE OF").count(), 1, "{shown}");
+    let shown_one = shown(&fixture, &["--limit=1"]);
+    assert_eq!(shown_one.matches("INSTANCE OF").count(), 1, "{shown_one}");
     assert!(
-        shown.ends_with(
+        shown_one.ends_with(
             "... 1 more group with 1 leak (24 bytes) not shown; raise --limit to see more\n"
         ),
-        "{shown}"
+        "{shown_one}"
     );
-    let shown = text(&rleaks(&[&fixture.pid(), "--limit=2"]).stdout);
-    assert_eq!(shown.matches("INSTANCE OF").count(), 2, "{shown}");
-    assert!(!shown.contains("not shown"), "{shown}");
-    assert!(shown.contains("<zoo::Tiger 0x"), "{shown}");
+    let shown_all = shown(&fixture, &["--limit=2"]);
+    assert_eq!(shown_all.matches("INSTANCE OF").count(), 2, "{shown_all}");
+    assert!(!shown_all.contains("not shown"), "{shown_all}");
+    assert!(shown_all.contains("<zoo::Tiger 0x"), "{shown_all}");
 }
