@@ -11,9 +11,10 @@
 # Only numbers of blocks are compared. valgrind gives sizes that were asked for and places blocks elsewhere; and
 # a cycle of n blocks is to valgrind 1 definitely and n - 1 indirectly lost blocks.
 #
-# What valgrind calls "possibly lost" (only interior pointers lead to it, as to the thread-local storage of a
-# thread) is reachable to rleaks: it is printed and not compared. A stale word that makes a leaked block look used
-# is at another place in each run, so numbers could differ in either direction; with this work they do not.
+# What valgrind calls "possibly lost" (only interior pointers lead to it) is reachable to rleaks: it is printed and
+# not compared. Of the 100 blocks that python3 drops, both miss a few: its interpreter leaves old pointers in dead
+# variables and in memory that it has not used again. They are other ones in each run, so up to 10 may be missing on
+# either side; a block too many is an error on both.
 #
 # Needs valgrind, python3, sqlite3. RLEAKS names the binary. Exit status: 0 they agree, 1 they do not, 2 it could
 # not be tried.
@@ -84,7 +85,7 @@ base.executemany("insert into t values (?, ?)", [(i, str(i)) for i in range(500)
 base.close()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.memset.argtypes = ctypes.c_size_t, [ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t]
-for size in range(10000, 10010):
+for size in range(10000, 10100):
     libc.memset(libc.malloc(size), 0, size)
 print("idle", flush=True)
 os.read(0, 1)
@@ -129,8 +130,8 @@ end_child() {
     child=
 }
 
-check_program() {
-    local name=$1 found
+check_program() { # NAME DROPPED: the blocks that its work drops
+    local name=$1 dropped=$2 reported found number
     command -v "$name" >/dev/null || could_not "$name is not installed"
     "work_of_$name" >"$folder/work"
 
@@ -145,8 +146,10 @@ check_program() {
         could_not "vgdb failed: $(tail -1 "$folder/found")"
     end_child
     found=$(lost_for_good "$folder/found")
-    echo "$name: rleaks finds $reported leaks, valgrind $found (and $(lost possibly "$folder/found") possibly lost)"
-    [ "$reported" = "$found" ] || failed=1
+    echo "$name drops $dropped blocks: rleaks finds $reported leaks, valgrind $found (and $(lost possibly "$folder/found") possibly lost)"
+    for number in "$reported" "$found"; do
+        [ "$number" -le "$dropped" ] && [ "$number" -ge $((dropped - dropped / 10)) ] || failed=1
+    done
 }
 
 for file in kind_root_leak.c kind_cycle.c kind_indirect.c; do
@@ -154,7 +157,7 @@ for file in kind_root_leak.c kind_cycle.c kind_indirect.c; do
 done
 mkfifo "$folder/never"
 exec 9<>"$folder/never" # Somebody holds it open: reads from it block.
-for name in bash python3 sqlite3; do
-    check_program "$name"
-done
+check_program bash 0
+check_program python3 100
+check_program sqlite3 0
 exit $failed
