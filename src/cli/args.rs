@@ -1,6 +1,5 @@
 //! What can be typed, and the help that says so.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum, ValueHint};
@@ -207,8 +206,8 @@ pub(crate) struct ScanArgs {
     #[arg(long, value_name = "HOW", default_value = "copy")]
     pub(crate) snapshot: SnapshotMethod,
     /// Use this many threads, instead of one per processor.
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
 }
 
 /// What to print, and where.
@@ -380,6 +379,7 @@ mod tests {
             "rleaks app --oldest --all",
             "rleaks 1 --list --json",
             "rleaks 1 --threads 0",
+            "rleaks 1 --threads 1025",
             "rleaks 1 --limit -1",
             "rleaks 1 -q -v",
             "rleaks 1 --snapshot fork",

@@ -1,6 +1,6 @@
 //! Random heap graphs that know their own reachable set.
 //!
-//! `RLEAKS_SEEDS=50 cargo nextest run generator` tries more seeds than the default of 5, and
+//! `RLEAKS_SEEDS=50 cargo test --release --test live generator` tries more seeds than the default of 5, and
 //! `RLEAKS_FIRST_SEED` says where they begin.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ fn for_each_seed(check: impl Fn(&Fixture, &str)) {
 }
 
 /// What is in one of two sets only, in a few lines: the sets have thousands of elements.
-fn difference(reported: &BTreeMap<u64, u64>, truth: &BTreeMap<u64, u64>) -> Vec<String> {
+pub(crate) fn difference(reported: &BTreeMap<u64, u64>, truth: &BTreeMap<u64, u64>) -> Vec<String> {
     let missing = truth
         .iter()
         .filter(|(at, size)| reported.get(at) != Some(size));

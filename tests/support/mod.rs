@@ -6,13 +6,17 @@ mod compile;
 mod container;
 mod fixture;
 mod isolated;
+mod program;
 mod report;
 
+pub(crate) use compile::{Build, compile, compile_as};
 pub(crate) use container::{Container, Root};
 pub(crate) use fixture::{Fixture, Leak};
 pub(crate) use isolated::{Shared, unprivileged};
+pub(crate) use program::Program;
 pub(crate) use report::{
-    addresses, heap, heap_by, leaks, leaks_by, leaks_without_roots, parse_address, rleaks_command,
+    addresses, assert_refused, heap, heap_by, leaks, leaks_by, leaks_with, leaks_without_roots,
+    parse_address, rleaks, rleaks_command, text,
 };
 
 /// A number from the environment, which long runs raise.

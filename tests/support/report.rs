@@ -5,6 +5,11 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// Runs rleaks to its end.
+pub(crate) fn rleaks(arguments: &[&str]) -> Output {
+    rleaks_command().args(arguments).output().unwrap()
+}
+
 /// rleaks, without arguments.
 pub(crate) fn rleaks_command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_rleaks"))
@@ -18,6 +23,21 @@ pub(crate) fn leaks(pid: &str) -> Value {
 /// The same without one class of roots.
 pub(crate) fn leaks_without_roots(pid: &str, class: &str) -> Value {
     leaks_by(rleaks_command().args([pid, &format!("--no-roots={class}")]))
+}
+
+/// The document of `rleaks PID --json` with more options.
+pub(crate) fn leaks_with(pid: &str, options: &[&str]) -> Value {
+    leaks_by(rleaks_command().arg(pid).args(options))
+}
+
+/// Asserts that rleaks could not do its work, printed no result, and gave `reason`.
+#[track_caller]
+pub(crate) fn assert_refused(arguments: &[&str], reason: &str) {
+    let output = rleaks(arguments);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    assert!(said.contains(reason), "{reason:?} is not in:\n{said}");
 }
 
 /// The document of `rleaks heap PID --json`.
@@ -85,6 +105,6 @@ fn parse(output: &Output) -> Value {
     })
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

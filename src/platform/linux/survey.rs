@@ -26,6 +26,9 @@ const COPY_SHARE: (u64, u64) = (2, 3);
 /// Bytes that are copied in a second at the least, and that are analysed in a second.
 const SLOW_COPY: u64 = 512 << 20;
 const SLOW_ANALYSIS: u64 = 64 << 20;
+/// What an analysis takes beside that: on a machine with many more runnable threads than processors,
+/// what takes milliseconds takes long.
+const ANALYSIS: Duration = Duration::from_secs(1);
 /// A stop may always last as long as this before it is cut short, and four times as long as it was
 /// expected to.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
@@ -159,12 +162,12 @@ impl Survey {
 
     /// How long the target may stand still before something must be wrong.
     fn limit(&self) -> Duration {
-        let bandwidth = match self.method {
-            Method::Copy => SLOW_COPY,
-            Method::Stream => SLOW_ANALYSIS,
+        let at = |bandwidth| Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth);
+        let expected = match self.method {
+            Method::Copy => at(SLOW_COPY),
+            Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
         };
-        let expected = Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth);
-        SHORTEST_LIMIT.max(4 * expected)
+        SHORTEST_LIMIT.max(expected.saturating_mul(4))
     }
 
     /// Takes memory for a copy; where that is too much, the target will be read while it stands
