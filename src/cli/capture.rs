@@ -4,11 +4,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::heap::{self, Exporter, Heap, embedded_allocator};
-use crate::platform::{Stopped, Survey, SuspendError, Target, interrupt_flag};
+use crate::platform::{CaptureError, Stopped, Survey, SuspendError, Target, interrupt_flag};
 use crate::snapshot::{Method, Snapshot};
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
 const MAX_STOPS: u32 = 20;
+/// How often a thread may fail to stop in time before that is an error: on a machine with many more
+/// runnable threads than processors it may wait for a processor for long.
+const MAX_LATE_STOPS: u32 = 3;
 
 /// A captured target and its live blocks.
 pub(super) struct Captured {
@@ -40,10 +43,13 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
     // The threads that copy exist before the target is stopped.
     rayon::broadcast(|_| ());
     let mut prepared = None;
+    let mut late_stops = 0;
     for stop in 1..MAX_STOPS {
-        match attempt(target, prepare(target, method, prepared)?)? {
-            Attempt::Captured(captured) => return Ok(*captured),
-            Attempt::Again(still_good) => prepared = still_good.map(|good| *good),
+        match attempt(target, prepare(target, method, prepared.take())?) {
+            Ok(Attempt::Captured(captured)) => return Ok(*captured),
+            Ok(Attempt::Again(still_good)) => prepared = still_good.map(|good| *good),
+            Err(error) if was_late(&error) && late_stops < MAX_LATE_STOPS => late_stops += 1,
+            Err(error) => return Err(error),
         }
         // Different each time, so that a thread with a rhythm is met at different points of it.
         std::thread::sleep(Duration::from_millis(u64::from(stop % 10 + 1)));
@@ -71,6 +77,14 @@ fn prepare(
         }),
         survey,
     })
+}
+
+/// Says whether a thread did not stop in time.
+fn was_late(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(CaptureError::Suspend(SuspendError::DoesNotStop(..)))
+    )
 }
 
 /// Stops the target once, and accepts only a heap in which nothing is half-done.
