@@ -21,11 +21,7 @@ pub(super) fn compile(file: &str) -> PathBuf {
 
     let mut hasher = DefaultHasher::new();
     (compiler, flags).hash(&mut hasher);
-    for path in [
-        &source,
-        &folder.join("fixture.h"),
-        &folder.join("busy.h"),
-    ] {
+    for path in [&source, &folder.join("fixture.h"), &folder.join("busy.h")] {
         let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         text.hash(&mut hasher);
     }

@@ -7,7 +7,7 @@ mod fixture;
 mod report;
 
 pub(crate) use fixture::{Fixture, Leak};
-pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address};
+pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address, rleaks};
 
 /// A number from the environment, which long runs raise.
 pub(crate) fn number_from_environment(name: &str, default: u64) -> u64 {

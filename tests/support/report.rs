@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// Runs rleaks to its end.
-fn rleaks(arguments: &[&str]) -> Output {
+pub(crate) fn rleaks(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rleaks"))
         .args(arguments)
         .output()
