@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Installs what the tests need (Debian and Ubuntu), then runs all tests.
-# Arguments go to the test runner: ./test.sh demo
+# Installs what the tests need (Debian and Ubuntu), then runs all tests, then compares rleaks with
+# other tools (tests/oracle). Arguments go to the test runner, which then is all: ./test.sh demo
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# A compiler for the fixtures, programs that are scanned while they work, and the tools that
-# confirm what rleaks says about them.
 packages=(
-    gcc g++ libc6-dev musl-tools binutils xz-utils
-    python3 sqlite3 mono-runtime mono-mcs libmono-corlib4.5-cil libjemalloc2
-    gdb valgrind procps
+    # Compilers for the fixtures, and what reads the results.
+    gcc g++ libc6-dev musl-tools mono-mcs binutils xz-utils
+    # Programs that are scanned while they work.
+    bash python3 sqlite3 mono-runtime libmono-corlib4.5-cil
+    # Allocators that must be recognised.
+    libjemalloc2 libtcmalloc-minimal4 libmimalloc2.0
+    # What confirms what rleaks says; valgrind needs the symbols of the dynamic loader.
+    gdb valgrind libc6-dbg procps
 )
 
 is_installed() {
@@ -50,3 +53,14 @@ if cargo nextest --version >/dev/null 2>&1; then
 else
     cargo test --workspace --no-fail-fast "$@"
 fi
+[ $# = 0 ] || exit 0
+
+# Each says what it finds; both need the debug build, which the tests have made.
+for oracle in "run.sh 3" valgrind.sh; do
+    if tests/oracle/$oracle; then
+        echo "test.sh: tests/oracle/$oracle passed"
+    else
+        echo "test.sh: tests/oracle/$oracle failed" >&2
+        exit 1
+    fi
+done

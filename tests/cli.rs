@@ -314,7 +314,7 @@ fn the_readme_names_every_command_and_option() {
             "README.md lacks {option}"
         );
     }
-    for command in ["demo", "heap", "schema", "completions", "man"] {
+    for command in ["demo", "doctor", "heap", "schema", "completions", "man"] {
         let call = format!("rleaks {command}");
         assert!(readme.contains(&call), "README.md lacks {call}");
     }

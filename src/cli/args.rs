@@ -1,6 +1,5 @@
 //! What can be typed, and the help that says so.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum, ValueHint};
@@ -51,6 +50,12 @@ pub(crate) enum Command {
     /// Scan a small program that leaks on purpose, to see what a report looks like.
     #[command(after_help = "Example:\n  rleaks demo")]
     Demo,
+    /// Show what works, and what does not, for this user and for a process.
+    ///
+    /// Nothing is stopped but a small program of rleaks' own. What does not work comes with what a
+    /// report would lose by it. The exit status is 0 if the target, where one is named, was found.
+    #[command(after_help = "Example:\n  rleaks doctor 1234")]
+    Doctor(DoctorArgs),
     /// List the zones of a process's heap; in JSON, its live blocks too.
     #[command(after_help = "Example:\n  rleaks heap 1234 --json=heap.json")]
     Heap(HeapArgs),
@@ -81,6 +86,41 @@ pub(crate) struct LeaksArgs {
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// The doctor command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DoctorArgs {
+    /// The process to look at: its pid, or its name. Without it, only the system is looked at.
+    #[arg(value_name = "TARGET")]
+    target: Option<String>,
+    /// Look at the process named NAME, whatever it looks like.
+    #[arg(long, value_name = "NAME", conflicts_with = "target")]
+    name: Option<String>,
+    /// Write what was found as JSON to standard output or, with =FILE, to a file.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "-", value_hint = ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+    /// When to use colours.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+}
+
+impl DoctorArgs {
+    /// The process to look at, if there is one.
+    pub(crate) fn target(&self) -> Option<TargetArgs> {
+        let which = WhichArgs {
+            target: self.target.clone(),
+            name: self.name.clone(),
+        };
+        let is_named = which.target.is_some() || which.name.is_some();
+        is_named.then_some(TargetArgs {
+            which,
+            newest: false,
+            oldest: false,
+            all: false,
+        })
+    }
 }
 
 /// The heap command.
@@ -166,8 +206,8 @@ pub(crate) struct ScanArgs {
     #[arg(long, value_name = "HOW", default_value = "copy")]
     pub(crate) snapshot: SnapshotMethod,
     /// Use this many threads, instead of one per processor.
-    #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
 }
 
 /// What to print, and where.
@@ -339,6 +379,7 @@ mod tests {
             "rleaks app --oldest --all",
             "rleaks 1 --list --json",
             "rleaks 1 --threads 0",
+            "rleaks 1 --threads 1025",
             "rleaks 1 --limit -1",
             "rleaks 1 -q -v",
             "rleaks 1 --snapshot fork",

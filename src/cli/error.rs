@@ -80,7 +80,7 @@ fn table(processes: &[ProcessInfo]) -> String {
 }
 
 /// Text that sends no control characters to a terminal: a process chooses its own name.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()

@@ -10,10 +10,11 @@ use serde::Serialize;
 use super::ExitStatus;
 use super::args::HeapArgs;
 use super::capture::capture;
+use super::error;
 use super::target;
 use crate::heap::Heap;
 use crate::platform::Target;
-use crate::report::text::Size;
+use crate::report::text::{Count, Size};
 use crate::snapshot::Method;
 
 /// What `rleaks heap --json` prints of one process. Addresses are strings, sizes are bytes.
@@ -49,31 +50,50 @@ struct RangeEntry {
     end: String,
 }
 
-/// Lists the zones of each target.
+/// Lists the zones of each target. A target that cannot be read does not keep the others from being
+/// listed.
 pub(crate) fn heap(args: &HeapArgs) -> anyhow::Result<ExitStatus> {
-    for process in target::find(&args.target)? {
-        let target = Target::new(process.pid);
-        let captured = capture(&target, Method::Copy)?;
-        print(process.pid, &captured.heap, args)?;
+    let processes = target::find(&args.target)?;
+    let mut out = output(args)?;
+    if let [process] = processes.as_slice() {
+        return read_and_print(process.pid, args, &mut out);
     }
-    Ok(ExitStatus::Done)
+    let mut status = ExitStatus::Done;
+    for process in processes {
+        let one = read_and_print(process.pid, args, &mut out)
+            .with_context(|| format!("cannot read the heap of process {}", process.pid));
+        status = status.max(one.unwrap_or_else(|error| error::report(&error)));
+    }
+    Ok(status)
 }
 
-fn print(pid: u32, heap: &Heap, args: &HeapArgs) -> anyhow::Result<()> {
-    let stdout = io::stdout();
-    match &args.json {
-        None => write_text(pid, heap, &mut stdout.lock()),
-        Some(path) if path == Path::new("-") => write_json(pid, heap, &mut stdout.lock()),
-        Some(path) => File::create(path).and_then(|mut file| write_json(pid, heap, &mut file)),
-    }
-    .context("cannot write the heap")
+/// Where the heaps go, one after the other.
+fn output(args: &HeapArgs) -> anyhow::Result<Box<dyn Write>> {
+    let file = args.json.as_deref().filter(|path| *path != Path::new("-"));
+    let Some(path) = file else {
+        return Ok(Box::new(BufWriter::new(io::stdout())));
+    };
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
+}
+
+fn read_and_print(pid: u32, args: &HeapArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let captured = capture(&Target::new(pid), Method::Copy)?;
+    let written = match args.json {
+        None => write_text(pid, &captured.heap, out),
+        Some(_) => write_json(pid, &captured.heap, out),
+    };
+    written
+        .and_then(|()| out.flush())
+        .context("cannot write the heap")?;
+    Ok(ExitStatus::Done)
 }
 
 fn write_text(pid: u32, heap: &Heap, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
         out,
-        "Process {pid}: {} blocks, {}",
-        heap.blocks.len(),
+        "Process {pid}: {}, {}",
+        Count(heap.blocks.len() as u64, "block", "blocks"),
         Size(heap.bytes())
     )?;
     writeln!(out, "{:>12} {:>12}  ZONE", "BLOCKS", "BYTES")?;

@@ -1,7 +1,7 @@
 //! `rleaks TARGET`: the leaks of a running process.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -30,6 +30,10 @@ const DESCRIBED_BYTES: u64 = 4096;
 /// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let processes = target::find(&args.target)?;
+    if let (Some(path), true) = (json_file(args), args.target.is_all()) {
+        // Emptied before the first of several reports.
+        create(path)?;
+    }
     if let [process] = processes.as_slice() {
         return scan_and_print(process.pid, args);
     }
@@ -108,7 +112,7 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
     static SET: std::sync::Once = std::sync::Once::new();
     let mut result = Ok(());
     if let Some(threads) = args.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         SET.call_once(|| result = pool.build_global());
     }
     result.context("cannot start the threads that --threads asks for")
@@ -183,27 +187,49 @@ fn unreadable(graph: &Graph) -> Option<Warning> {
 }
 
 fn print(report: &Report, args: &LeaksArgs) -> anyhow::Result<()> {
-    match &args.output.json {
-        Some(path) if path != Path::new("-") => {
-            let name = path.display();
-            let file = File::create(path).with_context(|| format!("cannot create {name}"))?;
-            let mut out = BufWriter::new(file);
-            json::write_pretty(report, &mut out)
-                .and_then(|()| out.flush())
-                .with_context(|| format!("cannot write {name}"))
-        }
-        json => {
-            let mut out = BufWriter::new(anstream::stdout().lock());
-            let written = match json {
-                Some(_) if args.target.is_all() => json::write_line(report, &mut out),
-                Some(_) => json::write_pretty(report, &mut out),
-                None => text::write(report, &options(&args.output), &mut out),
-            };
-            written
-                .and_then(|()| out.flush())
-                .context("cannot write the report")
-        }
+    if let Some(path) = json_file(args) {
+        let file = if args.target.is_all() {
+            append(path)?
+        } else {
+            create(path)?
+        };
+        let mut out = BufWriter::new(file);
+        return write_json(report, args, &mut out)
+            .and_then(|()| out.flush())
+            .with_context(|| format!("cannot write {}", path.display()));
     }
+    let mut out = BufWriter::new(anstream::stdout().lock());
+    let written = match args.output.json {
+        Some(_) => write_json(report, args, &mut out),
+        None => text::write(report, &options(&args.output), &mut out),
+    };
+    written
+        .and_then(|()| out.flush())
+        .context("cannot write the report")
+}
+
+/// Writes one of several reports as a line, and a single one for people to read.
+fn write_json(report: &Report, args: &LeaksArgs, out: &mut dyn Write) -> io::Result<()> {
+    if args.target.is_all() {
+        json::write_line(report, out)
+    } else {
+        json::write_pretty(report, out)
+    }
+}
+
+/// The file that `--json=FILE` names.
+fn json_file(args: &LeaksArgs) -> Option<&Path> {
+    let path = args.output.json.as_deref();
+    path.filter(|path| *path != Path::new("-"))
+}
+
+fn create(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn append(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().append(true).open(path);
+    file.with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn options(output: &OutputArgs) -> text::TextOptions {

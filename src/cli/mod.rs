@@ -4,6 +4,7 @@ mod args;
 mod capture;
 mod demo;
 mod demo_target;
+mod doctor;
 mod error;
 mod heap;
 mod help;
@@ -69,6 +70,7 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
     match args.command {
         None => leaks::leaks(&args.leaks),
         Some(Command::Demo) => demo::demo(|pid| leaks::scan_and_print(pid, &args.leaks)),
+        Some(Command::Doctor(doctor)) => doctor::doctor(&doctor),
         Some(Command::Heap(heap)) => heap::heap(&heap),
         Some(Command::Schema) => schema::schema(),
         Some(Command::Completions { shell }) => help::completions(shell),

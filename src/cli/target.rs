@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 
 use super::args::{Args, TargetArgs};
-use crate::platform::{self, FindError, ProcessInfo, find_by_name, find_by_pid};
+use crate::platform::{self, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
 
 /// What the word that names the target is.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,15 +24,18 @@ enum Word<'a> {
 ///
 /// There is none, there are several and none was chosen, or the word is a file.
 pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
-    let own_pid = std::process::id();
     match word(args) {
         Word::Pid(digits) => {
-            let found = digits.parse().ok().and_then(platform::process);
-            Ok(vec![find_by_pid(digits, found, own_pid)?])
+            let pid = digits.parse().ok();
+            let found = pid.and_then(platform::process);
+            if let Some(pid) = pid.filter(|pid| found.is_none() && platform::is_hidden(*pid)) {
+                return Err(Obstacle::Hidden(pid).into());
+            }
+            Ok(vec![find_by_pid(digits, found, platform::visible_pid())?])
         }
         Word::Name(name) => {
             let all = platform::processes().context("cannot list the processes in /proc")?;
-            let found = find_by_name(&all, name, args.choice(), own_pid);
+            let found = find_by_name(&all, name, args.choice(), std::process::id());
             if matches!(found, Err(FindError::NoSuchName { .. })) && is_command(name) {
                 bail!("no process is named {name}; the command {name} comes first: rleaks {name}");
             }

@@ -60,6 +60,18 @@ pub enum FindError {
         /// The most similar name of a process that runs.
         suggestion: Option<String>,
     },
+    /// Only rleaks and those that it was started from have this name.
+    #[error(
+        "no process is named {name} but rleaks itself or those that it was started from: give \
+         the pid if you mean one of these, {}",
+        .pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+    )]
+    OnlyFamily {
+        /// The name that was given.
+        name: String,
+        /// The ancestors that have it.
+        pids: Vec<u32>,
+    },
     /// Several processes fit a name equally well.
     #[error(
         "{} processes are named {name}: give a pid, or choose with --newest, --oldest or --all",
@@ -112,8 +124,8 @@ pub fn find_by_pid(
     };
     let (pid, name) = (process.pid, process.name.clone());
     match digits.parse() {
-        Ok(tid) if tid != pid => return Err(FindError::IsThread { tid, pid }),
         _ if pid == own_pid => return Err(FindError::Itself(pid)),
+        Ok(tid) if tid != pid => return Err(FindError::IsThread { tid, pid }),
         _ => {}
     }
     match process.state {
@@ -147,6 +159,13 @@ pub fn find_by_name(
             .filter(|p| p.state == ProcessState::Alive && !family.contains(&p.pid))
     };
     let Some(best) = candidates().filter_map(|p| rank(p, name)).min() else {
+        let is_meant = |p: &&ProcessInfo| p.pid != own_pid && rank(p, name) == Some(Rank::Exact);
+        let ancestors = all.iter().filter(|p| family.contains(&p.pid));
+        let pids: Vec<u32> = ancestors.filter(is_meant).map(|p| p.pid).collect();
+        if !pids.is_empty() {
+            let name = name.to_owned();
+            return Err(FindError::OnlyFamily { name, pids });
+        }
         return Err(FindError::NoSuchName {
             name: name.to_owned(),
             suggestion: nearest(candidates(), name),
@@ -354,7 +373,11 @@ mod tests {
         ];
         assert_eq!(pids(&all, "bash", Choice::All), [40]);
         assert!(message(&all, "rleaks").starts_with("no process is named rleaks"));
-        assert!(message(&all, "sudo").starts_with("no process is named sudo"));
+        assert_eq!(
+            message(&all, "sudo"),
+            "no process is named sudo but rleaks itself or those that it was started from: give \
+             the pid if you mean one of these, 30"
+        );
     }
 
     #[test]
@@ -424,6 +447,11 @@ mod tests {
             ("2", Some(kernel), "process 2 (kthreadd) is a kernel thread"),
             (
                 "1000",
+                Some(named(1000, "rleaks")),
+                "process 1000 is this rleaks itself",
+            ),
+            (
+                "1001",
                 Some(named(1000, "rleaks")),
                 "process 1000 is this rleaks itself",
             ),

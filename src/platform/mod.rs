@@ -12,7 +12,9 @@ mod process;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CaptureError, ProcError, RegularFile, Stopped, Survey, SuspendError, Target, TargetFiles,
-    ViewError, holds_a_stopped_target, interrupt_flag, process, processes, watched,
+    CaptureError, Obstacle, Privileges, RegularFile, Remedy, Stopped, Survey, SuspendError, Target,
+    TargetFiles, available_memory, copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag,
+    is_hidden, kernel_release, page_map, privileges, process, processes, thread_count, tracer,
+    visible_pid, watched,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

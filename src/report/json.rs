@@ -23,7 +23,10 @@ pub fn write_line(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Writes anything that is no report, such as a schema, as an indented document.
-pub(super) fn write_value(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
+///
+/// # Errors
+/// Fails where `out` does.
+pub fn write_value(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
     write_document(out, |escaped| serde_json::to_writer_pretty(escaped, value))
 }
 

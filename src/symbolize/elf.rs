@@ -105,13 +105,20 @@ impl<B: Bytes> ElfFile<B> {
 
     /// The contents of the section named `name`, decompressed.
     pub(super) fn section(&self, name: &str) -> Option<Vec<u8>> {
-        let mut sections = self.sections.iter();
-        let is_named = |section: &&SectionHeader| {
+        self.contents(self.named(name)?)
+    }
+
+    /// Says whether there is a section named `name`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.named(name).is_some()
+    }
+
+    fn named(&self, name: &str) -> Option<&SectionHeader> {
+        self.sections.iter().find(|section| {
             let tail = self.names.get(section.sh_name..).unwrap_or_default();
             tail.strip_prefix(name.as_bytes())
                 .is_some_and(|rest| rest.first() == Some(&0))
-        };
-        self.contents(sections.find(is_named)?)
+        })
     }
 
     fn contents(&self, section: &SectionHeader) -> Option<Vec<u8>> {

@@ -4,6 +4,7 @@ mod debug_file;
 mod demangle;
 mod describe;
 mod elf;
+mod inventory;
 mod module_symbols;
 mod preview;
 mod symbolizer;
@@ -14,4 +15,5 @@ mod tests;
 
 pub use demangle::{demangle, vtable_class};
 pub use describe::{Content, Describer, Description};
+pub use inventory::{ModuleSymbols, SymbolSource, inventory};
 pub use symbolizer::{DataSymbol, Symbolizer};

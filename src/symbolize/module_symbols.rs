@@ -47,13 +47,23 @@ fn add_from_memory(module: &Module, memory: &dyn Memory, table: &mut TableBuilde
 }
 
 /// The file that the target has loaded as `module`; `None` when there is another one in its place.
-fn module_file(module: &Module, files: &TargetFiles) -> Option<ElfFile<RegularFile>> {
+///
+/// The kernel shows the paths of a target in a chroot as rleaks itself would name them. There, no
+/// less than the build id must agree.
+pub(super) fn module_file(module: &Module, files: &TargetFiles) -> Option<ElfFile<RegularFile>> {
     let is_loaded = |elf: &ElfFile<RegularFile>| is_file_of(module, elf);
     let at_path = files.file(&module.path).and_then(ElfFile::parse);
-    at_path.filter(is_loaded).or_else(|| {
-        let mapped = files.mapped_at(module.base)?;
-        ElfFile::parse(mapped).filter(is_loaded)
-    })
+    at_path
+        .filter(is_loaded)
+        .or_else(|| {
+            let mapped = files.mapped_at(module.base)?;
+            ElfFile::parse(mapped).filter(is_loaded)
+        })
+        .or_else(|| {
+            module.build_id.as_ref()?;
+            let own = files.own_file(&module.path)?;
+            ElfFile::parse(own).filter(is_loaded)
+        })
 }
 
 /// Compares build ids or, where the module has none, inode numbers. The device says nothing: on
@@ -65,7 +75,7 @@ fn is_file_of(module: &Module, elf: &ElfFile<RegularFile>) -> bool {
     }
 }
 
-fn debug_file(
+pub(super) fn debug_file(
     module: &Module,
     files: &TargetFiles,
     file: Option<&ElfFile<RegularFile>>,

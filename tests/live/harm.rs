@@ -27,7 +27,7 @@ fn progress(busy: &mut Fixture) -> BTreeMap<String, u64> {
 }
 
 /// Every kind of work goes on: it is given time, for other tests want the processors too.
-fn assert_goes_on(busy: &mut Fixture) {
+pub(crate) fn assert_goes_on(busy: &mut Fixture) {
     let before = progress(busy);
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -44,7 +44,7 @@ fn assert_goes_on(busy: &mut Fixture) {
     }
 }
 
-fn assert_ends_well(mut busy: Fixture) {
+pub(crate) fn assert_ends_well(mut busy: Fixture) {
     assert_goes_on(&mut busy);
     let answer = busy.ask("stop");
     assert!(answer.starts_with("ok "), "busy said {answer:?}");

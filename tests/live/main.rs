@@ -5,10 +5,18 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod allocators;
+mod containers;
+mod doctor;
 mod generator;
 mod harm;
 mod kinds;
+mod methods;
+mod mono;
+mod obstacles;
+mod programs;
 mod roots;
+mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 mod syscalls;

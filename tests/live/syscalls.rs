@@ -27,7 +27,7 @@ use crate::support::{Fixture, leaks};
 const SCANS: usize = 3;
 /// How late the end of a call may be noticed on a loaded machine.
 const SLACK: Duration = Duration::from_secs(4);
-/// As Linux numbers them on `x86_64`.
+/// As Linux numbers them on x86-64.
 const SIGUSR2: i64 = 12;
 const EINTR: i64 = 4;
 const EAGAIN: i64 = 11;

@@ -10,14 +10,32 @@ use std::sync::atomic::Ordering::Relaxed;
 
 static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
+/// How a fixture is built.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Build {
+    /// As its language is usually built here.
+    Usual,
+    /// With musl's libc, dynamically linked.
+    Musl,
+    /// With musl's libc, statically linked.
+    MuslStatic,
+    /// With `AddressSanitizer`.
+    AddressSanitizer,
+}
+
 /// Compiles `fixtures/FILE` and returns where the result is.
+pub(crate) fn compile(file: &str) -> PathBuf {
+    compile_as(file, Build::Usual)
+}
+
+/// The same, built in a way of its own.
 ///
 /// Tests run in many processes and threads: each compiles under a name of its own and renames the
 /// result, so that no half-written file is ever run and nobody waits for a lock.
-pub(super) fn compile(file: &str) -> PathBuf {
+pub(crate) fn compile_as(file: &str, build: Build) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let source = folder.join(file);
-    let (compiler, flags) = command_line(file);
+    let (compiler, flags) = command_line(file, build);
 
     let mut hasher = DefaultHasher::new();
     (compiler, flags).hash(&mut hasher);
@@ -34,10 +52,15 @@ pub(super) fn compile(file: &str) -> PathBuf {
 
     let number = NEXT_NUMBER.fetch_add(1, Relaxed);
     let unfinished = output.with_extension(format!("{}-{number}", std::process::id()));
-    let status = Command::new(compiler)
+    let mut command = Command::new(compiler);
+    if compiler == "mcs" {
+        command.arg(format!("-out:{}", unfinished.display()));
+    } else {
+        command.arg("-o").arg(&unfinished);
+    }
+    let status = command
         .args(flags)
-        .arg("-o")
-        .args([&unfinished, &source])
+        .arg(&source)
         .status()
         .unwrap_or_else(|error| panic!("cannot run {compiler}: {error}"));
     assert!(status.success(), "{compiler} cannot compile {file}");
@@ -45,7 +68,7 @@ pub(super) fn compile(file: &str) -> PathBuf {
     output
 }
 
-fn command_line(file: &str) -> (&'static str, &'static [&'static str]) {
+fn command_line(file: &str, build: Build) -> (&'static str, &'static [&'static str]) {
     if file == "tls_library.c" {
         let flags = &[
             "-O1",
@@ -56,6 +79,14 @@ fn command_line(file: &str) -> (&'static str, &'static [&'static str]) {
         ];
         return ("cc", flags);
     }
-    let compiler = if file.ends_with(".cpp") { "c++" } else { "cc" };
-    (compiler, &["-O1", "-g", "-pthread", "-Wall", "-Wextra"])
+    match build {
+        Build::Usual if file.ends_with(".cs") => ("mcs", &["-unsafe"]),
+        Build::Usual => {
+            let compiler = if file.ends_with(".cpp") { "c++" } else { "cc" };
+            (compiler, &["-O1", "-g", "-pthread", "-Wall", "-Wextra"])
+        }
+        Build::Musl => ("musl-gcc", &["-O1", "-g"]),
+        Build::MuslStatic => ("musl-gcc", &["-O1", "-g", "-static"]),
+        Build::AddressSanitizer => ("cc", &["-O1", "-g", "-fsanitize=address"]),
+    }
 }

@@ -1,11 +1,12 @@
 //! A running fixture and what it says about itself.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::Command;
 
 use super::compile::compile;
+use super::program::Program;
 use super::report::parse_address;
 
 /// What a fixture says about a block that it leaked on purpose.
@@ -24,8 +25,8 @@ pub(crate) struct Leak {
 /// A fixture that has said `ready`. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Fixture {
-    child: Child,
-    output: BufReader<ChildStdout>,
+    program: Program,
+    pid: u32,
     /// Blocks that something references: address and usable size.
     pub(crate) live: BTreeMap<u64, u64>,
     /// The word that follows the size of some live blocks.
@@ -44,16 +45,30 @@ impl Fixture {
 
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(compile(file))
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
+        Self::of(Command::new(compile(file)).args(arguments))
+    }
+
+    /// Starts a fixture through `command`, which ends up running it: as this process, or as the
+    /// only child of its only child and so on.
+    pub(crate) fn start_by(command: &mut Command) -> Self {
+        let mut fixture = Self::of(command);
+        while let Some(child) = only_child(fixture.pid) {
+            fixture.pid = child;
+        }
+        fixture
+    }
+
+    /// Where the program of `fixtures/FILE` is.
+    pub(crate) fn program(file: &str) -> PathBuf {
+        compile(file)
+    }
+
+    /// Starts a command that is a fixture, and reads what it says until it is ready.
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let program = Program::start(command);
         let mut fixture = Self {
-            child,
-            output,
+            pid: program.id(),
+            program,
             live: BTreeMap::new(),
             notes: BTreeMap::new(),
             leaks: BTreeMap::new(),
@@ -68,34 +83,9 @@ impl Fixture {
         }
     }
 
-    /// Where the shared library of `fixtures/FILE` is.
-    pub(crate) fn library(file: &str) -> PathBuf {
-        compile(file)
-    }
-
     /// The pid, as an argument for rleaks.
     pub(crate) fn pid(&self) -> String {
-        self.child.id().to_string()
-    }
-
-    /// The next line that the fixture prints.
-    pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        let length = self.output.read_line(&mut line).unwrap();
-        assert_ne!(length, 0, "the fixture ended: {:?}", self.child.wait());
-        line.trim_end().to_owned()
-    }
-
-    /// Sends the fixture a command, and returns the line that it answers.
-    pub(crate) fn ask(&mut self, command: &str) -> String {
-        let input = self.child.stdin.as_mut().unwrap();
-        writeln!(input, "{command}").unwrap();
-        self.line()
-    }
-
-    /// Waits for the fixture's own end.
-    pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        self.pid.to_string()
     }
 
     fn learn(&mut self, line: &str) {
@@ -125,11 +115,22 @@ impl Fixture {
     }
 }
 
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        // It may have ended already: then there is nothing to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+fn only_child(pid: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.trim().parse().ok()
+}
+
+impl Deref for Fixture {
+    type Target = Program;
+
+    fn deref(&self) -> &Program {
+        &self.program
+    }
+}
+
+impl DerefMut for Fixture {
+    fn deref_mut(&mut self) -> &mut Program {
+        &mut self.program
     }
 }
 

@@ -3,11 +3,21 @@
 //! A fixture says on its stdout which of its blocks are leaked: tests compare sets, not counts.
 
 mod compile;
+mod container;
 mod fixture;
+mod isolated;
+mod program;
 mod report;
 
+pub(crate) use compile::{Build, compile, compile_as};
+pub(crate) use container::{Container, Root};
 pub(crate) use fixture::{Fixture, Leak};
-pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address, rleaks};
+pub(crate) use isolated::{Shared, unprivileged};
+pub(crate) use program::Program;
+pub(crate) use report::{
+    addresses, assert_refused, heap, heap_by, leaks, leaks_by, leaks_with, leaks_without_roots,
+    parse_address, rleaks, rleaks_command, text,
+};
 
 /// A number from the environment, which long runs raise.
 pub(crate) fn number_from_environment(name: &str, default: u64) -> u64 {

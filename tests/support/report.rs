@@ -7,25 +7,47 @@ use serde_json::Value;
 
 /// Runs rleaks to its end.
 pub(crate) fn rleaks(arguments: &[&str]) -> Output {
+    rleaks_command().args(arguments).output().unwrap()
+}
+
+/// rleaks, without arguments.
+pub(crate) fn rleaks_command() -> Command {
     Command::new(env!("CARGO_BIN_EXE_rleaks"))
-        .args(arguments)
-        .output()
-        .unwrap()
 }
 
 /// The document of `rleaks PID --json`, whose exit status must agree with what it says.
 pub(crate) fn leaks(pid: &str) -> Value {
-    report(&[pid, "--json"])
+    leaks_by(rleaks_command().arg(pid))
 }
 
 /// The same without one class of roots.
 pub(crate) fn leaks_without_roots(pid: &str, class: &str) -> Value {
-    report(&[pid, "--json", &format!("--no-roots={class}")])
+    leaks_by(rleaks_command().args([pid, &format!("--no-roots={class}")]))
+}
+
+/// The document of `rleaks PID --json` with more options.
+pub(crate) fn leaks_with(pid: &str, options: &[&str]) -> Value {
+    leaks_by(rleaks_command().arg(pid).args(options))
+}
+
+/// Asserts that rleaks could not do its work, printed no result, and gave `reason`.
+#[track_caller]
+pub(crate) fn assert_refused(arguments: &[&str], reason: &str) {
+    let output = rleaks(arguments);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    assert!(said.contains(reason), "{reason:?} is not in:\n{said}");
 }
 
 /// The document of `rleaks heap PID --json`.
 pub(crate) fn heap(pid: &str) -> Value {
-    let output = rleaks(&["heap", pid, "--json"]);
+    heap_by(&mut rleaks_command(), pid)
+}
+
+/// The same, of an rleaks that `command` starts.
+pub(crate) fn heap_by(command: &mut Command, pid: &str) -> Value {
+    let output = command.args(["heap", pid, "--json"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     parse(&output)
 }
@@ -52,8 +74,9 @@ pub(crate) fn parse_address(text: &str) -> u64 {
         .unwrap_or_else(|| panic!("not an address: {text}"))
 }
 
-fn report(arguments: &[&str]) -> Value {
-    let output = rleaks(arguments);
+/// The document of the rleaks that `command` starts, whose arguments name the target.
+pub(crate) fn leaks_by(command: &mut Command) -> Value {
+    let output = command.arg("--json").output().unwrap();
     let status = output.status.code();
     assert!(
         matches!(status, Some(0 | 1)),
@@ -82,6 +105,6 @@ fn parse(output: &Output) -> Value {
     })
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }

@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
 use super::plan::Plan;
 use super::stream::StreamedMemory;
-use super::survey::{CaptureError, Survey, Target, images};
+use super::survey::{Survey, Target, images};
 use super::suspend::{SuspendError, Suspended};
 use super::tracer::Standstill;
 use super::view::View;
@@ -69,7 +70,8 @@ impl Stopped {
     pub fn capture(mut self, survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
         let pid = self.target.pid;
         let plan = Plan::new(&self.regions, &survey.uses, &self.view.pagemap)
-            .map_err(|error| CaptureError::PageMap(pid, error))?;
+            .map_err(|error| proc_error(pid, "pagemap", error))?;
+        let mut kernel_held = procfs::kernel_held(pid);
         let mut snapshot = Snapshot {
             capture: Capture {
                 taken_at: self.taken_at,
@@ -86,13 +88,14 @@ impl Stopped {
             },
             process: survey.process,
             threads: std::mem::take(&mut self.threads),
-            kernel_values: procfs::kernel_values(pid),
+            kernel_values: kernel_held.values,
             auxv: self.view.auxv(),
             regions: std::mem::take(&mut self.regions),
             memory: Box::new(NoMemory),
             warnings: survey.warnings,
         };
         snapshot.warnings.append(&mut self.warnings);
+        snapshot.warnings.append(&mut kernel_held.warnings);
         let Some(buffer) = survey.buffer else {
             let memory = View::open(pid)?.memory;
             snapshot.memory = Box::new(StreamedMemory::new(plan, memory));

@@ -117,6 +117,14 @@ impl TargetFiles {
         regular_file_in(self.own_root.as_ref()?, path)
     }
 
+    /// The target's executable: also when it is deleted, and when the target's root directory is
+    /// not the one that its path begins at, as after chroot.
+    #[must_use]
+    pub fn executable(&self) -> Option<RegularFile> {
+        let name = openat(self.process.as_ref()?, "exe", NAME_ONLY, Mode::empty()).ok()?;
+        RegularFile::reopen(name)
+    }
+
     /// The file that the target has mapped at `base`, where a mapping starts: also when it is
     /// deleted. The kernel shows it to privileged users only.
     #[must_use]
@@ -203,6 +211,10 @@ mod tests {
         symlink("../../../../../usr/lib/a.so", at("up")).expect("a link");
         symlink("/proc/self/exe", at("exe")).expect("a link");
         symlink("/etc/passwd", at("passwd")).expect("a link");
+        symlink("/proc/1/root/etc/passwd", at("through")).expect("a link");
+        symlink("/etc", at("etc")).expect("a link");
+        symlink("/second", at("first")).expect("a link");
+        symlink("/first", at("second")).expect("a link");
         nix::unistd::mkfifo(&at("pipe"), Mode::S_IRUSR).expect("a pipe");
         root
     }
@@ -231,6 +243,9 @@ mod tests {
         for path in [
             "/exe",
             "/passwd",
+            "/through",
+            "/etc/passwd",
+            "/first",
             "/pipe",
             "/usr",
             "/",
@@ -250,7 +265,13 @@ mod tests {
         let fd = directory(root.path()).expect("the root");
         let resolves = |path: &str| resolve_without_links(&fd, Path::new(path)).is_ok();
         assert!(resolves("/usr/lib/a.so"));
-        for path in ["/lib/a.so", "/up", "/usr/../usr/lib/a.so", "/none"] {
+        for path in [
+            "/lib/a.so",
+            "/up",
+            "/first",
+            "/usr/../usr/lib/a.so",
+            "/none",
+        ] {
             assert!(!resolves(path), "{path}");
         }
     }
@@ -288,12 +309,16 @@ mod tests {
         let base = maps.split('-').next().expect("an address");
         let base = Addr(u64::from_str_radix(base, 16).expect("an address"));
         let found = files.mapped_at(base);
+        let executable = files.executable();
         drop(stdin);
         waiting.wait().expect("the process ends");
         let original = std::fs::read("/bin/cat").expect("the program");
         // The kernel shows it to root alone.
         let expected = nix::unistd::geteuid().is_root().then_some(original);
         assert_eq!(found.map(|file| content(&file)), expected);
+        // Its owner may open the executable.
+        let executable = executable.map(|file| content(&file));
+        assert_eq!(executable, std::fs::read("/bin/cat").ok());
         assert!(files.mapped_at(base).is_none());
     }
 }

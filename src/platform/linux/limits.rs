@@ -7,7 +7,8 @@ use std::path::Path;
 /// (`MemAvailable`), and what the memory cgroups of rleaks leave.
 ///
 /// `None` where neither is known.
-pub(super) fn available_memory() -> Option<u64> {
+#[must_use]
+pub fn available_memory() -> Option<u64> {
     let system = fs::read_to_string("/proc/meminfo").ok();
     let system = system.and_then(|text| meminfo_available(&text));
     system.into_iter().chain(cgroup_available()).min()

@@ -1,10 +1,14 @@
 //! Linux: ptrace, `/proc`, `process_vm_readv`.
 
 mod capture;
+mod capture_error;
+mod checks;
 mod copy;
 mod files;
 mod job_control;
 mod limits;
+mod obstacle_facts;
+mod obstacles;
 mod pagemap;
 mod plan;
 mod priority;
@@ -23,10 +27,15 @@ mod view;
 mod watchdog;
 
 pub use capture::Stopped;
+pub use capture_error::CaptureError;
+pub use checks::{
+    Privileges, copy_speed, kernel_release, page_map, privileges, thread_count, tracer,
+};
 pub use files::{RegularFile, TargetFiles};
 pub use job_control::interrupt_flag;
-pub use processes::{process, processes};
-pub use survey::{CaptureError, Survey, Target};
+pub use limits::available_memory;
+pub use obstacles::{Obstacle, Remedy};
+pub use processes::{is_hidden, process, processes};
+pub use survey::{Survey, Target, copy_limit};
 pub use suspend::{SuspendError, holds_a_stopped_target};
-pub use view::{ProcError, ViewError};
-pub use watchdog::watched;
+pub use watchdog::{visible_pid, watched};

@@ -41,6 +41,11 @@ impl PageMap {
         }
     }
 
+    /// Says whether the kernel can search the page map by itself.
+    pub(super) fn can_scan(&self, range: AddrRange) -> bool {
+        self.scan(range, Pages::Used).is_ok()
+    }
+
     /// Asks the kernel for the ranges (Linux 6.7 and later): the cost follows the pages that are
     /// there, not the size of the range.
     fn scan(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {

@@ -41,6 +41,18 @@ pub fn process(pid: u32) -> Option<ProcessInfo> {
     read(thread_group(pid)?)
 }
 
+/// Says whether there is a process with id `pid` that `/proc` does not show to this user, as where
+/// it is mounted with `hidepid`.
+#[must_use]
+pub fn is_hidden(pid: u32) -> bool {
+    let Some(raw) = i32::try_from(pid).ok().filter(|pid| *pid > 0) else {
+        return false;
+    };
+    // Signal 0 is none: the kernel only checks whether there is such a process, and whose it is.
+    let asked = nix::sys::signal::kill(nix::unistd::Pid::from_raw(raw), None);
+    asked == Err(nix::errno::Errno::EPERM) && !Path::new(&format!("/proc/{pid}")).exists()
+}
+
 fn read(pid: u32) -> Option<ProcessInfo> {
     let folder = format!("/proc/{pid}");
     let folder = Path::new(&folder);
@@ -74,7 +86,7 @@ fn effective_uid(folder: &Path) -> Option<u32> {
 }
 
 /// The rest of the line of `status` that begins with `key`.
-fn field(status: &[u8], key: &str) -> Option<String> {
+pub(super) fn field(status: &[u8], key: &str) -> Option<String> {
     let mut lines = status.split(|&byte| byte == b'\n');
     let rest = lines.find_map(|line| line.strip_prefix(key.as_bytes()))?;
     Some(String::from_utf8_lossy(rest).trim().to_owned())

@@ -5,6 +5,7 @@ use std::io;
 
 use crate::addr::Addr;
 use crate::snapshot::{KernelValue, Thread};
+use crate::warning::{Bias, Warning};
 
 /// The thread ids of process `pid`.
 pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
@@ -103,32 +104,84 @@ pub(super) fn parse_auxv(bytes: &[u8]) -> Vec<(u64, u64)> {
         .collect()
 }
 
-/// Words that the kernel holds for process `pid`: the user data of its epoll sets and the values
-/// of its POSIX timers.
-pub(super) fn kernel_values(pid: u32) -> Vec<KernelValue> {
-    let mut values = Vec::new();
-    for fd in epoll_descriptors(pid) {
-        if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) {
-            values.extend(epoll_values(fd, &text));
+/// What the kernel holds for a process.
+#[derive(Debug, Default)]
+pub(super) struct KernelHeld {
+    pub(super) values: Vec<KernelValue>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Words that the kernel holds for process `pid`: the user data of its epoll sets, of its queued
+/// `io_uring` requests, and the values of its POSIX timers.
+pub(super) fn kernel_held(pid: u32) -> KernelHeld {
+    let mut held = KernelHeld::default();
+    let info = |fd| fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap_or_default();
+    for (fd, kind) in descriptors(pid) {
+        match kind {
+            Descriptor::Epoll => held.values.extend(epoll_values(fd, &info(fd))),
+            Descriptor::IoUring => {
+                held.values.extend(io_uring_values(fd, &info(fd)));
+                held.warnings.push(io_uring_warning(fd));
+            }
         }
     }
     if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/timers")) {
-        values.extend(timer_values(&text));
+        held.values.extend(timer_values(&text));
     }
-    values
+    held
 }
 
-fn epoll_descriptors(pid: u32) -> Vec<u32> {
+/// A file descriptor behind which the kernel holds words of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Descriptor {
+    Epoll,
+    IoUring,
+}
+
+fn descriptors(pid: u32) -> Vec<(u32, Descriptor)> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return Vec::new();
     };
     entries
         .flatten()
-        .filter(|entry| {
-            fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]")
+        .filter_map(|entry| {
+            let kind = match fs::read_link(entry.path()).ok()?.to_str()? {
+                "anon_inode:[eventpoll]" => Descriptor::Epoll,
+                "anon_inode:[io_uring]" => Descriptor::IoUring,
+                _ => return None,
+            };
+            Some((entry.file_name().to_str()?.parse().ok()?, kind))
         })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Decimal numbers behind `user_data:` or `user_data=`, in lines of queued and completed requests.
+fn io_uring_values(fd: u32, text: &str) -> Vec<KernelValue> {
+    text.split("user_data")
+        .skip(1)
+        .filter_map(|rest| {
+            let rest = rest.strip_prefix([':', '='])?;
+            let digits = rest
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(rest.len());
+            Some(KernelValue {
+                value: rest[..digits].parse().ok()?,
+                holder: format!("io_uring fd {fd}"),
+            })
+        })
+        .collect()
+}
+
+/// Requests that the kernel is working on are in no queue, and nothing shows their user data.
+fn io_uring_warning(fd: u32) -> Warning {
+    Warning::new(
+        "io_uring",
+        format!(
+            "the kernel does not show the user data of requests in flight of io_uring fd {fd}: what \
+             only they reference is reported as leaked"
+        ),
+        Bias::FalseLeaks,
+    )
 }
 
 /// Lines such as `tfd:        7 events:       19 data:     55d0c8a01234  pos:0 ino:3 sdev:8`.
@@ -215,6 +268,13 @@ mod tests {
             (values[0].value, values[0].holder.as_str()),
             (0x55d0_c8a0_1240, "POSIX timer 1")
         );
+    }
+
+    #[test]
+    fn user_data_of_io_uring_requests_is_found() {
+        let text = "SQEs:\t1\n    0: opcode:READ, fd:3, flags:0, off:0, addr:0x1, rw_flags:0x0, buf_index:0 user_data:94321\nCQEs:\t1\n    7: user_data:18446744073709551615, res:4, flag:0\nCqOverflowList:\n  user_data=5, res=0, flags=0\n user_data:x\n";
+        let values: Vec<u64> = io_uring_values(6, text).iter().map(|v| v.value).collect();
+        assert_eq!(values, [94321, u64::MAX, 5]);
     }
 
     #[test]

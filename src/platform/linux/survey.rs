@@ -1,18 +1,20 @@
 //! What is found out before a target is stopped, so that the stop is short.
 
 use std::cell::RefCell;
-use std::io;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use super::capture::Stopped;
+use super::capture_error::{CaptureError, explained, proc_error};
 use super::copy::CopyBuffer;
 use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
+use super::obstacle_facts;
+use super::obstacles::Obstacle;
 use super::plan::Plan;
 use super::regions::RegionUse;
-use super::suspend::{SuspendError, Suspended};
-use super::view::{View, ViewError};
+use super::suspend::Suspended;
+use super::view::View;
 use crate::memory::Memory;
 use crate::snapshot::{self, Method, Module, Process, Region, Thread};
 use crate::warning::{Bias, Warning};
@@ -24,28 +26,28 @@ const COPY_SHARE: (u64, u64) = (2, 3);
 /// Bytes that are copied in a second at the least, and that are analysed in a second.
 const SLOW_COPY: u64 = 512 << 20;
 const SLOW_ANALYSIS: u64 = 64 << 20;
+/// What an analysis takes beside that: on a machine with many more runnable threads than processors,
+/// what takes milliseconds takes long.
+const ANALYSIS: Duration = Duration::from_secs(1);
 /// A stop may always last as long as this before it is cut short, and four times as long as it was
 /// expected to.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Why a process could not be captured. In each case it runs on.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    /// It could not be stopped.
-    #[error(transparent)]
-    Suspend(#[from] SuspendError),
-    /// It cannot be seen.
-    #[error(transparent)]
-    View(#[from] ViewError),
-    /// Its page map cannot be read.
-    #[error("cannot read the page map of process {0}, which tells what may be read without harm")]
-    PageMap(u32, #[source] io::Error),
-    /// The target has 32-bit code.
-    #[error("process {0} is no 64-bit program: rleaks reads x86-64 processes only")]
-    Architecture(u32),
-    /// Memory for the copy could not be had.
-    #[error("cannot allocate {0} bytes for the copy: use --snapshot=stream")]
-    Buffer(u64, #[source] io::Error),
+/// The memory that is taken for a copy of `bytes` bytes: the target may grow until it is stopped.
+fn copy_size(bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 16).saturating_add(SLACK)
+}
+
+/// The largest copy that is taken; a target that needs a larger one is read while it stands still.
+/// `None` where the available memory is not known.
+#[must_use]
+pub fn copy_limit() -> Option<u64> {
+    available_memory().map(share)
+}
+
+fn share(available: u64) -> u64 {
+    let (share, of) = COPY_SHARE;
+    available / of * share
 }
 
 /// A process that is to be captured.
@@ -65,8 +67,8 @@ pub struct Survey {
     pub modules: Vec<Module>,
     /// The modules' regions: while they are the same, the modules are.
     pub(super) images: Vec<Region>,
-    /// Bytes that there are to copy.
-    bytes: u64,
+    /// Bytes that a capture of this moment would hold.
+    pub bytes: u64,
     pub(super) buffer: Option<CopyBuffer>,
     pub(super) method: Method,
     pub(super) warnings: Vec<Warning>,
@@ -88,10 +90,13 @@ impl Target {
     /// Says so when there is no such process, or when it may not be read.
     pub fn survey(&self, method: Method) -> Result<Survey, CaptureError> {
         let view = View::open(self.pid)?;
+        if let Some(obstacle) = obstacle_facts::architecture(self.pid) {
+            return Err(obstacle.into());
+        }
         let regions = view.regions()?;
         let uses = view.region_uses()?;
         let plan = Plan::new(&regions, &uses, &view.pagemap)
-            .map_err(|error| CaptureError::PageMap(self.pid, error))?;
+            .map_err(|error| proc_error(self.pid, "pagemap", error))?;
         let mut survey = Survey {
             process: view.process(),
             uses,
@@ -115,10 +120,12 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let (suspended, standstill) = Suspended::stop(self.pid, survey.limit())?;
+        let (suspended, standstill) =
+            Suspended::stop(self.pid, survey.limit()).map_err(explained)?;
         let taken_at = SystemTime::now();
         if standstill.threads.iter().any(Thread::is_32_bit) {
-            return Err(CaptureError::Architecture(self.pid));
+            let what = "i386 (32-bit)".to_owned();
+            return Err(Obstacle::Architecture(self.pid, what).into());
         }
         // Opened anew: the target may have executed another program since the survey.
         let view = View::open(self.pid)?;
@@ -144,24 +151,30 @@ impl Survey {
     /// The file of the executable, if it can be opened.
     #[must_use]
     pub fn executable(&self) -> Option<RegularFile> {
-        TargetFiles::of_process(self.process.pid).file(&self.process.executable)
+        TargetFiles::of_process(self.process.pid).executable()
+    }
+
+    /// The memory that a copy needs.
+    #[must_use]
+    pub fn copy_size(&self) -> u64 {
+        copy_size(self.bytes)
     }
 
     /// How long the target may stand still before something must be wrong.
     fn limit(&self) -> Duration {
-        let bandwidth = match self.method {
-            Method::Copy => SLOW_COPY,
-            Method::Stream => SLOW_ANALYSIS,
+        let at = |bandwidth| Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth);
+        let expected = match self.method {
+            Method::Copy => at(SLOW_COPY),
+            Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
         };
-        let expected = Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth);
-        SHORTEST_LIMIT.max(4 * expected)
+        SHORTEST_LIMIT.max(expected.saturating_mul(4))
     }
 
     /// Takes memory for a copy; where that is too much, the target will be read while it stands
     /// still.
     fn prepare_copy(&mut self) -> Result<(), CaptureError> {
-        let wanted = self.bytes + self.bytes / 16 + SLACK;
-        if fits(wanted, available_memory()) {
+        let wanted = self.copy_size();
+        if copy_limit().is_none_or(|limit| wanted <= limit) {
             let buffer = CopyBuffer::faulted_in(wanted);
             self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
             return Ok(());
@@ -178,12 +191,6 @@ impl Survey {
         ));
         Ok(())
     }
-}
-
-/// Says whether a copy of `wanted` bytes leaves enough of the available memory.
-fn fits(wanted: u64, available: Option<u64>) -> bool {
-    let (share, of) = COPY_SHARE;
-    available.is_none_or(|available| wanted <= available / of * share)
 }
 
 /// The regions of files that are mapped for execution.
@@ -211,8 +218,13 @@ mod tests {
 
     #[test]
     fn a_copy_takes_two_thirds_of_the_available_memory_at_most() {
-        assert!(fits(600, Some(900)));
-        assert!(!fits(601, Some(900)));
-        assert!(fits(u64::MAX, None));
+        assert_eq!(share(900), 600);
+        assert_eq!(share(u64::MAX), u64::MAX / 3 * 2);
+    }
+
+    #[test]
+    fn the_memory_for_a_copy_leaves_room_for_growth() {
+        assert_eq!(copy_size(16 << 20), (17 << 20) + SLACK);
+        assert_eq!(copy_size(u64::MAX), u64::MAX);
     }
 }

@@ -1,32 +1,14 @@
 //! The files of `/proc` through which a process is seen.
 
 use std::fs::{self, File};
-use std::io;
 
+use super::capture_error::{CaptureError, explained, proc_error};
 use super::pagemap::PageMap;
 use super::process_memory::ProcessMemory;
 use super::procfs;
 use super::regions::{self, RegionUse};
 use super::suspend::SuspendError;
 use crate::snapshot::{Process, Region};
-
-/// Why a file of `/proc` could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {}", remedy(.source))]
-pub struct ProcError {
-    path: String,
-    source: io::Error,
-}
-
-fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "run rleaks as the same user or with sudo, or give it the capability cap_sys_ptrace"
-        }
-        io::ErrorKind::NotFound => "the process has ended, or the kernel does not offer this file",
-        _ => "see the cause below",
-    }
-}
 
 /// The memory of a process, and what the kernel says of it.
 ///
@@ -42,10 +24,9 @@ pub(super) struct View {
 
 impl View {
     /// Opens the memory of process `pid`.
-    pub(super) fn open(pid: u32) -> Result<Self, ViewError> {
+    pub(super) fn open(pid: u32) -> Result<Self, CaptureError> {
         let tid = living_thread(pid)?;
-        let file =
-            |name| File::open(path(pid, tid, name)).map_err(|e| proc_error(pid, tid, name, e));
+        let file = |name| File::open(path(pid, tid, name)).map_err(|e| proc_error(pid, name, e));
         Ok(Self {
             pid,
             tid,
@@ -55,16 +36,16 @@ impl View {
     }
 
     /// The VM mappings as they are now.
-    pub(super) fn regions(&self) -> Result<Vec<Region>, ViewError> {
+    pub(super) fn regions(&self) -> Result<Vec<Region>, CaptureError> {
         let regions = regions::parse_maps(&self.read("maps")?);
         if regions.is_empty() {
-            return Err(SuspendError::NoMemory(self.pid).into());
+            return Err(explained(SuspendError::NoMemory(self.pid)));
         }
         Ok(regions)
     }
 
     /// How the mappings are used. The cost follows the memory that the process uses.
-    pub(super) fn region_uses(&self) -> Result<Vec<RegionUse>, ViewError> {
+    pub(super) fn region_uses(&self) -> Result<Vec<RegionUse>, CaptureError> {
         Ok(regions::parse_smaps(&self.read("smaps")?))
     }
 
@@ -99,26 +80,15 @@ impl View {
         self.read("maps").is_ok_and(|maps| !maps.is_empty())
     }
 
-    fn read(&self, name: &str) -> Result<Vec<u8>, ViewError> {
+    fn read(&self, name: &str) -> Result<Vec<u8>, CaptureError> {
         fs::read(path(self.pid, self.tid, name))
-            .map_err(|source| proc_error(self.pid, self.tid, name, source).into())
+            .map_err(|source| proc_error(self.pid, name, source))
     }
 }
 
-/// Why a process cannot be seen.
-#[derive(Debug, thiserror::Error)]
-pub enum ViewError {
-    /// A file of `/proc` cannot be read.
-    #[error(transparent)]
-    Proc(#[from] ProcError),
-    /// The process is not there, or has no memory.
-    #[error(transparent)]
-    Suspend(#[from] SuspendError),
-}
-
 /// The main thread, or where that has ended another one.
-fn living_thread(pid: u32) -> Result<u32, ViewError> {
-    let threads = procfs::threads(pid).map_err(|_| SuspendError::NoSuchProcess(pid))?;
+fn living_thread(pid: u32) -> Result<u32, CaptureError> {
+    let threads = procfs::threads(pid).map_err(|_| explained(SuspendError::NoSuchProcess(pid)))?;
     let is_alive = |tid: &u32| {
         procfs::Status::read(pid, *tid).is_ok_and(|status| !matches!(status.state, 'Z' | 'X'))
     };
@@ -126,16 +96,9 @@ fn living_thread(pid: u32) -> Result<u32, ViewError> {
     let others = threads.iter().copied().filter(|tid| *tid != pid);
     main.chain(others)
         .find(is_alive)
-        .ok_or_else(|| SuspendError::NoMemory(pid).into())
+        .ok_or_else(|| explained(SuspendError::NoMemory(pid)))
 }
 
 fn path(pid: u32, tid: u32, name: &str) -> String {
     format!("/proc/{pid}/task/{tid}/{name}")
-}
-
-fn proc_error(pid: u32, tid: u32, name: &str, source: io::Error) -> ProcError {
-    ProcError {
-        path: path(pid, tid, name),
-        source,
-    }
 }

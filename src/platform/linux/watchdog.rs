@@ -79,6 +79,14 @@ pub fn watched(work: impl FnOnce() -> ExitCode) -> ExitCode {
     }
 }
 
+/// The process id by which rleaks was started and is known: that of the watching process, where
+/// there is one.
+#[must_use]
+pub fn visible_pid() -> u32 {
+    let parent = DEADLINE.get().map(|_| std::os::unix::process::parent_id());
+    parent.unwrap_or_else(std::process::id)
+}
+
 /// While it lives, the watching process ends this one at its deadline.
 #[derive(Debug)]
 pub(super) struct Armed(());

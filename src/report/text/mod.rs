@@ -16,5 +16,5 @@ mod view;
 mod tests;
 
 pub use options::{DEFAULT_LIMIT, Layout, Palette, TextOptions};
-pub use size::Size;
+pub use size::{Count, Size};
 pub use view::write;

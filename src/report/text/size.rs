@@ -40,10 +40,14 @@ fn decimals(value: f64) -> usize {
 }
 
 /// A number of things, with the word for one and the word for many: `1 leak`, `3 leaks`.
-pub(super) struct Count(
-    pub(super) u64,
-    pub(super) &'static str,
-    pub(super) &'static str,
+#[derive(Clone, Copy, Debug)]
+pub struct Count(
+    /// How many there are.
+    pub u64,
+    /// The word for one.
+    pub &'static str,
+    /// The word for any other number.
+    pub &'static str,
 );
 
 impl fmt::Display for Count {
