@@ -1,13 +1,15 @@
 //! Whatever happens to rleaks, the target goes on.
 //!
-//! `RLEAKS_ROUNDS=200` and `RLEAKS_KILLS=50` make these tests as long as the project promises.
+//! `RLEAKS_ROUNDS=1000` and `RLEAKS_KILLS=200` make these tests as long as the project promises.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::{Fixture, leaks, number_from_environment};
+use crate::support::{Fixture, addresses, leaks, number_from_environment, rleaks};
 
 /// The rounds that each kind of work of `busy.c` has done.
 fn progress(busy: &mut Fixture) -> BTreeMap<String, u64> {
@@ -49,10 +51,67 @@ pub(crate) fn assert_ends_well(mut busy: Fixture) {
     assert!(busy.wait().success());
 }
 
-#[test]
-fn busy_process_goes_on_through_many_scans() {
-    let mut busy = Fixture::start("busy.c");
-    for round in 0..number_from_environment("RLEAKS_ROUNDS", 40) {
+/// The states of all threads of a process: `S` sleeps, `T` is stopped by job control, `t` by a tracer.
+fn states(pid: &str) -> Vec<char> {
+    let state = |status: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("State:\t"))?
+            .chars()
+            .next()
+    };
+    let folder = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // A thread can end meanwhile.
+    let statuses =
+        folder.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+    statuses.filter_map(|status| state(&status)).collect()
+}
+
+/// Nobody traces any thread of it, at the latest a moment after the tracer's death.
+fn assert_untraced(pid: &str) {
+    let is_traced = || {
+        let folder = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let mut statuses =
+            folder.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+        statuses.any(|status| !status.contains("TracerPid:\t0\n") || status.contains("State:\tt"))
+    };
+    wait_until("the target is traced for ever", || !is_traced());
+}
+
+fn wait_until(otherwise: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{otherwise}");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn start_scan(pid: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_rleaks"))
+        .args([pid, "--json"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// A number below `limit`, in no simple order, and not the same in every run.
+fn jitter(round: u64, limit: u64) -> u64 {
+    (u64::from(std::process::id()) * 911 + round.wrapping_mul(6_364_136_223_846_793_005) / 65_536)
+        % limit.max(1)
+}
+
+fn signal(pid: &str, name: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), pid])
+        .status();
+    assert!(status.unwrap().success(), "kill -{name} {pid}");
+}
+
+fn goes_on_through_many_scans(file: &str) {
+    let mut busy = Fixture::start(file);
+    for round in 0..number_from_environment("RLEAKS_ROUNDS", 30) {
+        sleep(Duration::from_micros(jitter(round, 20_000)));
         let report = leaks(&busy.pid());
         let pause = report["capture"]["pause_seconds"].as_f64();
         assert!(pause > Some(0.0), "round {round}: {report}");
@@ -63,28 +122,178 @@ fn busy_process_goes_on_through_many_scans() {
     assert_ends_well(busy);
 }
 
-#[test]
-fn busy_process_goes_on_when_rleaks_is_killed() {
-    let mut busy = Fixture::start("busy.c");
-    let kills = number_from_environment("RLEAKS_KILLS", 15);
+/// Kills are spread over the whole life of rleaks, which is measured first.
+fn goes_on_when_rleaks_is_killed(file: &str) {
+    let mut busy = Fixture::start(file);
+    let start = Instant::now();
+    leaks(&busy.pid());
+    let life = u64::try_from(start.elapsed().as_micros()).unwrap();
     let mut in_time = 0;
-    for kill in 0..kills {
-        let mut scan = Command::new(env!("CARGO_BIN_EXE_rleaks"))
-            .args([&busy.pid(), "--json"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        // Spread over the first 30 ms in no simple order, and not the same in every run.
-        let jitter = u64::from(std::process::id()) * 911 + kill * 7_919;
-        sleep(Duration::from_micros(jitter % 30_000));
+    for kill in 0..number_from_environment("RLEAKS_KILLS", 15) {
+        let mut scan = start_scan(&busy.pid());
+        sleep(Duration::from_micros(jitter(kill, life)));
         in_time += u32::from(scan.try_wait().unwrap().is_none());
         scan.kill().unwrap();
         scan.wait().unwrap();
+        assert_untraced(&busy.pid());
         if kill % 5 == 0 {
             assert_goes_on(&mut busy);
         }
     }
     assert_ne!(in_time, 0, "rleaks always ended before it could be killed");
     assert_ends_well(busy);
+}
+
+#[test]
+fn busy_process_goes_on_through_many_scans() {
+    goes_on_through_many_scans("busy.c");
+}
+
+#[test]
+fn process_that_waits_for_events_goes_on_through_many_scans() {
+    goes_on_through_many_scans("busy_events.c");
+}
+
+#[test]
+fn busy_process_goes_on_when_rleaks_is_killed() {
+    goes_on_when_rleaks_is_killed("busy.c");
+}
+
+#[test]
+fn process_that_waits_for_events_goes_on_when_rleaks_is_killed() {
+    goes_on_when_rleaks_is_killed("busy_events.c");
+}
+
+#[test]
+fn stopped_process_stays_stopped() {
+    let mut busy = Fixture::start("busy.c");
+    let pid = busy.pid();
+    signal(&pid, "STOP");
+    wait_until("it does not stop", || {
+        states(&pid).iter().all(|state| *state == 'T')
+    });
+    for round in 0..3 {
+        leaks(&pid);
+        wait_until("it is not stopped any more", || {
+            states(&pid).iter().all(|state| *state == 'T')
+        });
+        let mut scan = start_scan(&pid);
+        sleep(Duration::from_micros(jitter(round, 100_000)));
+        scan.kill().unwrap();
+        scan.wait().unwrap();
+        assert_untraced(&pid);
+        wait_until("it is not stopped any more", || {
+            states(&pid).iter().all(|state| *state == 'T')
+        });
+    }
+    signal(&pid, "CONT");
+    assert_goes_on(&mut busy);
+    assert_ends_well(busy);
+}
+
+#[test]
+fn process_that_is_stopped_and_continued_meanwhile_goes_on() {
+    let mut busy = Fixture::start("busy.c");
+    let pid = busy.pid();
+    for round in 0..10 {
+        let mut scan = start_scan(&pid);
+        while scan.try_wait().unwrap().is_none() {
+            signal(&pid, "STOP");
+            sleep(Duration::from_micros(jitter(round, 5000)));
+            signal(&pid, "CONT");
+            sleep(Duration::from_micros(jitter(round + 1, 5000)));
+        }
+        assert!(matches!(scan.wait().unwrap().code(), Some(0 | 1)));
+    }
+    assert_goes_on(&mut busy);
+    assert_ends_well(busy);
+}
+
+/// Either a report, or an error that says why; and never a wait without end.
+fn assert_clear_outcome(pid: &str) {
+    let start = Instant::now();
+    let output = rleaks(&[pid, "--json"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    match output.status.code() {
+        Some(0 | 1) => {}
+        Some(2) => assert!(message.starts_with("rleaks: "), "{message:?}"),
+        code => panic!("{code:?} {:?}: {message}", output.status.signal()),
+    }
+    assert!(!message.contains("panicked"), "{message}");
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn process_that_executes_another_program_meanwhile_goes_on() {
+    let mut fixture = Fixture::start("exec_loop.c");
+    for round in 0..30 {
+        sleep(Duration::from_micros(jitter(round, 5000)));
+        assert_clear_outcome(&fixture.pid());
+        assert_untraced(&fixture.pid());
+    }
+    assert_goes_on(&mut fixture);
+}
+
+#[test]
+fn process_that_ends_meanwhile_is_a_clear_outcome() {
+    for round in 0..20 {
+        let mut target = Fixture::start_with("blocked.c", &["eventfd_read"]);
+        let pid = target.pid();
+        let delay = Duration::from_micros(jitter(round, 60_000));
+        let scan = std::thread::spawn(move || assert_clear_outcome(&pid));
+        sleep(delay);
+        if round % 2 == 0 {
+            signal(&target.pid(), "KILL");
+            assert_eq!(target.wait().signal(), Some(9));
+        } else {
+            assert!(target.ask("finish").starts_with("result 8 0 "));
+            assert!(target.wait().success());
+        }
+        scan.join().unwrap();
+    }
+}
+
+#[test]
+fn thousands_of_threads_are_scanned() {
+    let mut fixture = Fixture::start_with("many_threads.c", &["3000", "sleep"]);
+    let start = Instant::now();
+    let report = leaks(&fixture.pid());
+    let pause = &report["capture"]["pause_seconds"];
+    eprintln!("3000 threads: {:?}, pause {pause} s", start.elapsed());
+    assert_eq!(fixture.ask(""), "alive");
+}
+
+#[test]
+fn hundred_running_threads_are_stopped_in_short_time() {
+    let mut fixture = Fixture::start_with("many_threads.c", &["100", "spin"]);
+    let pause = leaks(&fixture.pid())["capture"]["pause_seconds"].as_f64();
+    eprintln!("100 running threads: pause {pause:?} s");
+    assert!(pause < Some(2.0), "{pause:?}");
+    assert_eq!(fixture.ask(""), "alive");
+}
+
+#[test]
+fn process_without_main_thread_is_scanned_exactly() {
+    let fixture = Fixture::start("main_exited.c");
+    let truth = fixture
+        .leaks
+        .iter()
+        .map(|(&at, leak)| (at, leak.size))
+        .collect();
+    assert_eq!(
+        addresses(&leaks(&fixture.pid())["leaks"]),
+        truth,
+        "{fixture:#x?}"
+    );
+}
+
+/// Its state is D until the child executes a program: it cannot be stopped, and is scanned nevertheless.
+#[test]
+fn parent_in_vfork_is_scanned_with_a_warning() {
+    let mut fixture = Fixture::start_with("blocked.c", &["vfork_parent"]);
+    let report = leaks(&fixture.pid());
+    let warnings = report["warnings"].to_string();
+    assert!(warnings.contains("thread_asleep"), "{warnings}");
+    let answer = fixture.ask("finish");
+    assert!(answer.starts_with("result 0 0 "), "{answer}");
 }

@@ -115,7 +115,7 @@ fn is_signalled(call: &str, scans: usize, expected: &Outcome) {
 
 /// The timeout ends no earlier than it must, and no later than documented.
 fn check_timeout(call: &str, scans: usize, starts_afresh: bool, expected: &Outcome) {
-    let timeout = Duration::from_millis(if scans == 0 { 100 } else { 2500 });
+    let timeout = Duration::from_millis(if scans == 0 { 500 } else { 2500 });
     let milliseconds = timeout.as_millis().to_string();
     let start = Instant::now();
     let blocked = Fixture::start_with("blocked.c", &[call, &milliseconds]);
