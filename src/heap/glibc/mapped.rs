@@ -90,14 +90,15 @@ impl Layout {
             .or_else(|| self.chunk(memory, base, 0, limit))
     }
 
-    /// A user address below `base` + a page is a power of two from `base`.
+    /// A user address below `base` + a page is a power of two from `base`, and at least 64: what is
+    /// in front must be large enough for a chunk, or the next multiple of the alignment is taken.
     fn moved_within_page(
         self,
         memory: &dyn Memory,
         base: Addr,
         limit: Addr,
     ) -> Option<MappedChunk> {
-        (5..=12)
+        (6..=12)
             .map(|exponent| (1_u64 << exponent) - HEADER)
             .find_map(|offset| self.chunk(memory, base, offset, limit))
     }
@@ -293,6 +294,13 @@ mod tests {
             (chunk.block.start.0, chunk.block.size),
             (BASE + 0x1_0000, 0x1000)
         );
+    }
+
+    #[test]
+    fn a_header_that_no_alignment_moves_to_is_contents() {
+        let memory = with_headers(&[(0, 0, 0x1000 | 2), (0x10, 0x10, 0xff0 | 2)]);
+        let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
+        assert_eq!(chunk.block.start.0, BASE + 16);
     }
 
     #[test]
