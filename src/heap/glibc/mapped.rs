@@ -19,6 +19,9 @@ pub(super) struct MappedChunk {
     pub(super) block: Block,
 }
 
+/// `DEFAULT_MMAP_THRESHOLD_MIN`, which the threshold starts with.
+const FIRST_THRESHOLD: u64 = 128 * 1024;
+
 /// How a release lays out such a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
@@ -140,7 +143,7 @@ pub(super) fn find(
         chunks = in_regions(snapshot, layout, taken, regions());
     }
     if chunks.len() as u64 > expected {
-        drop_imitations(snapshot, &mut chunks, expected);
+        drop_imitations(snapshot, params, &mut chunks);
     }
     let bytes: u64 = chunks.iter().map(|chunk| chunk.mapping.size()).sum();
     let problems = check(params, chunks.len() as u64, bytes);
@@ -203,23 +206,48 @@ fn joined_end(snapshot: &Snapshot, region: &Region) -> Addr {
     end
 }
 
-/// Drops what only looks like a chunk: real ones start at a mapping or behind another one.
-fn drop_imitations(snapshot: &Snapshot, chunks: &mut Vec<MappedChunk>, expected: u64) {
-    let mut end = Addr(0);
-    let mut surplus = (chunks.len() as u64).saturating_sub(expected);
-    chunks.retain(|chunk| {
-        let start = chunk.mapping.start;
-        let starts_mapping = snapshot
-            .region_at(start)
-            .is_some_and(|region| region.range.start == start);
-        let keep = surplus == 0 || starts_mapping || start == end;
-        if keep {
-            end = chunk.mapping.end;
-        } else {
-            surplus -= 1;
-        }
-        keep
+/// Drops what only looks like a chunk. Real chunks are as large as the threshold, unless `realloc`
+/// shrank them, and start at a mapping or behind another chunk. Where this decides nothing, all are
+/// kept: their number is wrong then, and is told.
+fn drop_imitations(snapshot: &Snapshot, params: &[Params], chunks: &mut Vec<MappedChunk>) {
+    // The threshold grows while the program runs, unless the program has set it.
+    let thresholds = params.iter().map(|params| params.mmap_threshold);
+    let threshold = thresholds.min().unwrap_or(0).min(FIRST_THRESHOLD);
+    let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
+    let suspicions = suspicions(chunks, threshold, |start| {
+        let region = snapshot.region_at(start);
+        region.is_some_and(|region| region.range.start == start)
     });
+    let surplus = (chunks.len() as u64).saturating_sub(expected);
+    let limit = (0..=3).find(|limit| {
+        let above = suspicions.iter().filter(|suspicion| *suspicion > limit);
+        above.count() as u64 == surplus
+    });
+    if let Some(limit) = limit {
+        let mut suspicions = suspicions.into_iter();
+        chunks.retain(|_| suspicions.next().is_some_and(|suspicion| suspicion <= limit));
+    }
+}
+
+/// For each chunk, how unlike a real one it is: 2 for a size that is too small, 1 for a place where
+/// neither a mapping starts nor a chunk of a fitting size ends.
+fn suspicions(
+    chunks: &[MappedChunk],
+    threshold: u64,
+    starts_mapping: impl Fn(Addr) -> bool,
+) -> Vec<u8> {
+    let mut end = Addr(0);
+    let mut suspicions = Vec::new();
+    for chunk in chunks {
+        let start = chunk.mapping.start;
+        let is_small = chunk.mapping.size() < threshold;
+        let is_amid = !starts_mapping(start) && start != end;
+        if !is_small {
+            end = chunk.mapping.end;
+        }
+        suspicions.push(2 * u8::from(is_small) + u8::from(is_amid));
+    }
+    suspicions
 }
 
 fn check(params: &[Params], count: u64, bytes: u64) -> Vec<Problem> {
@@ -301,6 +329,29 @@ mod tests {
         let memory = with_headers(&[(0, 0, 0x1000 | 2), (0x10, 0x10, 0xff0 | 2)]);
         let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
         assert_eq!(chunk.block.start.0, BASE + 16);
+    }
+
+    #[test]
+    fn small_chunks_amid_other_memory_are_the_most_suspicious() {
+        let chunk = |start, size| MappedChunk {
+            mapping: AddrRange::with_size(Addr(start), size),
+            block: Block {
+                start: Addr(start + 16),
+                size: size - 16,
+            },
+        };
+        let chunks = [
+            chunk(0x1000, 0x20000),
+            chunk(0x21000, 0x20000),
+            chunk(0x51000, 0x20000),
+            chunk(0x81000, 0x1000),
+            chunk(0x91000, 0x1000),
+        ];
+        let starts_mapping = |start| start == Addr(0x1000) || start == Addr(0x81000);
+        assert_eq!(
+            suspicions(&chunks, 0x20000, starts_mapping),
+            [0, 0, 1, 2, 3]
+        );
     }
 
     #[test]

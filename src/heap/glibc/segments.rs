@@ -1,12 +1,14 @@
 //! The segments of each arena.
 
+use std::collections::BTreeSet;
+
 use super::arena::{Arena, Arenas};
 use super::chunks::{End, Fence, Segment, Walk};
 use super::layout::{ALIGNMENT, HEAP_MAX_SIZES, PAGE, PREV_INUSE};
 use super::params::Params;
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::Memory;
+use crate::memory::{Memory, Window};
 use crate::snapshot::{Region, Snapshot};
 
 /// More heaps than an arena can have in the address space.
@@ -182,38 +184,95 @@ fn walk_brk(snapshot: &Snapshot, arena: &Arena, brk: AddrRange, found: &mut Aren
         top: arena.top,
         fence: Fence::Double,
     };
+    let mut finder = None;
     let mut start = brk.start;
     loop {
         let walk = segment_at(start).walk(memory);
         let end = walk.range(start).end;
         let is_fenced = matches!(walk.end, End::Fence(_));
         found.add(start, walk);
-        let next = is_fenced.then(|| next_segment(memory, segment_at(end)));
-        match next.flatten() {
+        if !is_fenced {
+            return end;
+        }
+        let finder = finder.get_or_insert_with(|| Finder::new(memory, arena));
+        match finder.next_segment(segment_at(end)) {
             Some(next) => start = next,
             None => return end,
         }
     }
 }
 
-/// Where the next segment starts: nothing marks the place, so each is tried.
-fn next_segment(memory: &dyn Memory, mut segment: Segment) -> Option<Addr> {
-    for part in memory.resident(AddrRange::new(segment.start, segment.limit)) {
-        segment.start = part.start.align_up(ALIGNMENT)?;
-        while segment.start < part.end {
-            let header = memory.word(segment.start.saturating_add(8)).unwrap_or(0);
-            if header & PREV_INUSE != 0 {
-                let walk = segment.walk(memory);
-                let ends_well = matches!(walk.end, End::Top(_))
-                    || matches!(walk.end, End::Fence(end) if end.is_aligned(PAGE));
-                if ends_well && walk.starts_well && walk.problems.is_empty() {
-                    return Some(segment.start);
-                }
-            }
-            segment.start = segment.start.saturating_add(ALIGNMENT);
+/// Tells segments whose place is not known from memory that only looks like one.
+struct Finder<'a> {
+    memory: &'a dyn Memory,
+    top: Addr,
+    /// The free chunks in the arena's bins.
+    binned: BTreeSet<Addr>,
+}
+
+impl<'a> Finder<'a> {
+    fn new(memory: &'a dyn Memory, arena: &Arena) -> Self {
+        Self {
+            memory,
+            top: arena.top,
+            binned: arena.binned(memory),
         }
     }
-    None
+
+    /// Where the next segment starts: nothing marks the place, so each is tried. Before it lies
+    /// memory of the program's, which may look like chunks; it is fresh itself, and malloc never
+    /// writes its first word, which is a part of the chunk before.
+    fn next_segment(&self, segment: Segment) -> Option<Addr> {
+        self.next_start(segment, |before| before == 0)
+            .or_else(|| self.next_start(segment, |before| before != 0))
+    }
+
+    fn next_start(&self, mut segment: Segment, may_precede: impl Fn(u64) -> bool) -> Option<Addr> {
+        let range = AddrRange::new(segment.start, segment.limit);
+        let mut window = Window::new(self.memory);
+        for part in self.memory.resident(range) {
+            segment.start = part.start.align_up(ALIGNMENT)?;
+            while segment.start < part.end {
+                let before = window.word(segment.start).unwrap_or(0);
+                let header = window.word(segment.start.saturating_add(8)).unwrap_or(0);
+                if header & PREV_INUSE != 0
+                    && may_precede(before)
+                    && self.walk(segment).is_some()
+                {
+                    return Some(segment.start);
+                }
+                segment.start = segment.start.saturating_add(ALIGNMENT);
+            }
+        }
+        None
+    }
+
+    /// The chunks of `segment`, if it is one: it begins as segments do, ends as they do, and its
+    /// free chunks are those that the bins have there.
+    fn walk(&self, segment: Segment) -> Option<Walk> {
+        let walk = segment.walk(self.memory);
+        let end = match walk.end {
+            End::Top(end) => end,
+            End::Fence(end) if end.is_aligned(PAGE) => end,
+            End::Fence(_) | End::Broken(_) => return None,
+        };
+        let binned = self.binned.range(segment.start..end);
+        (walk.starts_well && binned.eq(&walk.free)).then_some(walk)
+    }
+
+    /// The segment that starts at `page`, if one does.
+    fn mapped_segment(&self, page: Addr, limit: Addr) -> Option<Walk> {
+        let header = self.memory.word(page.saturating_add(8))?;
+        if header & PREV_INUSE == 0 {
+            return None;
+        }
+        self.walk(Segment {
+            start: page,
+            limit,
+            top: self.top,
+            fence: Fence::Double,
+        })
+    }
 }
 
 /// Walks the segments that the main arena mapped where `brk` failed. No list of them exists, so
@@ -226,6 +285,7 @@ fn walk_elsewhere(
     found: &mut ArenaMemory,
 ) -> u64 {
     let memory = &*snapshot.memory;
+    let finder = Finder::new(memory, arena);
     let own: RangeSet = found.owned.iter().copied().collect();
     let mut size = 0;
     let mut end = Addr(0);
@@ -239,7 +299,7 @@ fn walk_elsewhere(
             let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
             while page < part.end && brk_size + size < arena.system_mem {
                 let walk = (!own.contains(page))
-                    .then(|| mapped_segment(memory, arena, page, region.range.end))
+                    .then(|| finder.mapped_segment(page, region.range.end))
                     .flatten();
                 let Some(walk) = walk else {
                     page = page.saturating_add(PAGE);
@@ -254,25 +314,4 @@ fn walk_elsewhere(
         }
     }
     size
-}
-
-/// The segment that starts at `page`, if one does.
-fn mapped_segment(memory: &dyn Memory, arena: &Arena, page: Addr, limit: Addr) -> Option<Walk> {
-    let header = memory.word(page.saturating_add(8))?;
-    if header & PREV_INUSE == 0 {
-        return None;
-    }
-    let segment = Segment {
-        start: page,
-        limit,
-        top: arena.top,
-        fence: Fence::Double,
-    };
-    let walk = segment.walk(memory);
-    let ends_well = match walk.end {
-        End::Top(_) => true,
-        End::Fence(end) => end.is_aligned(PAGE),
-        End::Broken(_) => false,
-    };
-    ends_well.then_some(walk)
 }
