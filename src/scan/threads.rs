@@ -211,7 +211,9 @@ fn ended_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
             let mut window = Window::new(memory);
             let mut head = part.start.align_up(8)?;
             while head < part.end {
-                if window.word(head).is_some_and(|next| may_be_list(head, next))
+                if window
+                    .word(head)
+                    .is_some_and(|next| may_be_list(head, next))
                     && let Some(stacks) = stacks_in(snapshot, head)
                 {
                     let stacks = stacks.into_iter();

@@ -7,6 +7,7 @@
 
 mod generator;
 mod harm;
+mod heap_modes;
 mod kinds;
 mod roots;
 #[path = "../support/mod.rs"]

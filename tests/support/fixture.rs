@@ -25,6 +25,8 @@ pub(crate) struct Leak {
 #[derive(Debug)]
 pub(crate) struct Fixture {
     child: Child,
+    /// The process to look at: the child, or one that it started.
+    pid: u32,
     output: BufReader<ChildStdout>,
     /// Blocks that something references: address and usable size.
     pub(crate) live: BTreeMap<u64, u64>,
@@ -44,14 +46,21 @@ impl Fixture {
 
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
+        Self::start_in(file, arguments, &[])
+    }
+
+    /// The same, with environment variables.
+    pub(crate) fn start_in(file: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(compile(file))
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut fixture = Self {
+            pid: child.id(),
             child,
             output,
             live: BTreeMap::new(),
@@ -75,7 +84,7 @@ impl Fixture {
 
     /// The pid, as an argument for rleaks.
     pub(crate) fn pid(&self) -> String {
-        self.child.id().to_string()
+        self.pid.to_string()
     }
 
     /// The next line that the fixture prints.
@@ -120,6 +129,7 @@ impl Fixture {
                 self.libc.insert(parse_address(address), name.to_owned());
             }
             ["dead", _, _] => {}
+            ["pid", pid] => self.pid = pid.parse().unwrap(),
             _ => panic!("the fixture said {line:?}"),
         }
     }

@@ -31,19 +31,24 @@ struct Layout {
     overhead: u64,
     /// Flags in the low bits of `prev_size`.
     offset_flags: u64,
+    /// The smallest exponent of the power of two by which an alignment moves a block.
+    least_shift: u32,
 }
 
-/// Up to 2.42.
+/// Up to 2.42. What is in front of a moved header must be large enough for a chunk, or the next
+/// multiple of the alignment is taken.
 const PLAIN: Layout = Layout {
     behind: 0,
     overhead: HEADER,
     offset_flags: 0,
+    least_shift: 6,
 };
 /// From 2.43: the size is that of a normal chunk, and `prev_size` has a flag for huge pages.
 const LIKE_A_NORMAL_CHUNK: Layout = Layout {
     behind: HEADER,
     overhead: 8,
     offset_flags: 1,
+    least_shift: 5,
 };
 
 impl Layout {
@@ -93,15 +98,14 @@ impl Layout {
             .or_else(|| self.chunk(memory, base, 0, limit))
     }
 
-    /// A user address below `base` + a page is a power of two from `base`, and at least 64: what is
-    /// in front must be large enough for a chunk, or the next multiple of the alignment is taken.
+    /// A user address below `base` + a page is a power of two from `base`.
     fn moved_within_page(
         self,
         memory: &dyn Memory,
         base: Addr,
         limit: Addr,
     ) -> Option<MappedChunk> {
-        (6..=12)
+        (self.least_shift..=12)
             .map(|exponent| (1_u64 << exponent) - HEADER)
             .find_map(|offset| self.chunk(memory, base, offset, limit))
     }
@@ -225,7 +229,11 @@ fn drop_imitations(snapshot: &Snapshot, params: &[Params], chunks: &mut Vec<Mapp
     });
     if let Some(limit) = limit {
         let mut suspicions = suspicions.into_iter();
-        chunks.retain(|_| suspicions.next().is_some_and(|suspicion| suspicion <= limit));
+        chunks.retain(|_| {
+            suspicions
+                .next()
+                .is_some_and(|suspicion| suspicion <= limit)
+        });
     }
 }
 
@@ -329,6 +337,9 @@ mod tests {
         let memory = with_headers(&[(0, 0, 0x1000 | 2), (0x10, 0x10, 0xff0 | 2)]);
         let chunk = PLAIN.chunk_at(&memory, Addr(BASE), LIMIT).expect("a chunk");
         assert_eq!(chunk.block.start.0, BASE + 16);
+        let memory = with_headers(&[(0, 0, 0xff0 | 2), (0x10, 0x10, 0xfe0 | 2)]);
+        let moved = LIKE_A_NORMAL_CHUNK.chunk_at(&memory, Addr(BASE), LIMIT);
+        assert_eq!(moved.expect("a chunk").block.start.0, BASE + 32);
     }
 
     #[test]

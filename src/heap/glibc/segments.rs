@@ -235,10 +235,7 @@ impl<'a> Finder<'a> {
             while segment.start < part.end {
                 let before = window.word(segment.start).unwrap_or(0);
                 let header = window.word(segment.start.saturating_add(8)).unwrap_or(0);
-                if header & PREV_INUSE != 0
-                    && may_precede(before)
-                    && self.walk(segment).is_some()
-                {
+                if header & PREV_INUSE != 0 && may_precede(before) && self.walk(segment).is_some() {
                     return Some(segment.start);
                 }
                 segment.start = segment.start.saturating_add(ALIGNMENT);
@@ -298,8 +295,10 @@ fn walk_elsewhere(
         for part in gaps.flat_map(|gap| memory.resident(gap)) {
             let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
             while page < part.end && brk_size + size < arena.system_mem {
+                let missing = arena.system_mem - brk_size - size;
+                let limit = region.range.end.min(page.saturating_add(missing));
                 let walk = (!own.contains(page))
-                    .then(|| finder.mapped_segment(page, region.range.end))
+                    .then(|| finder.mapped_segment(page, limit))
                     .flatten();
                 let Some(walk) = walk else {
                     page = page.saturating_add(PAGE);
