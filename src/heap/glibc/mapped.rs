@@ -214,6 +214,9 @@ fn joined_end(snapshot: &Snapshot, region: &Region) -> Addr {
 /// shrank them, and start at a mapping or behind another chunk. Where this decides nothing, all are
 /// kept: their number is wrong then, and is told.
 fn drop_imitations(snapshot: &Snapshot, params: &[Params], chunks: &mut Vec<MappedChunk>) {
+    if keep_largest(params, chunks) {
+        return;
+    }
     // The threshold grows while the program runs, unless the program has set it.
     let thresholds = params.iter().map(|params| params.mmap_threshold);
     let threshold = thresholds.min().unwrap_or(0).min(FIRST_THRESHOLD);
@@ -235,6 +238,25 @@ fn drop_imitations(snapshot: &Snapshot, params: &[Params], chunks: &mut Vec<Mapp
                 .is_some_and(|suspicion| suspicion <= limit)
         });
     }
+}
+
+/// Keeps the largest chunks if they add up to malloc's sum: no other choice of as many does. Says
+/// whether they do.
+fn keep_largest(params: &[Params], chunks: &mut Vec<MappedChunk>) -> bool {
+    let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
+    let bytes: u64 = params.iter().map(|params| params.mmapped_mem).sum();
+    let mut sizes: Vec<u64> = chunks.iter().map(|chunk| chunk.mapping.size()).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let Ok(count) = usize::try_from(expected) else {
+        return false;
+    };
+    let (kept, dropped) = sizes.split_at(count.min(sizes.len()));
+    let (least, most) = (kept.last().copied(), dropped.first().copied());
+    let is_only_choice = kept.iter().sum::<u64>() == bytes && least > most;
+    if is_only_choice {
+        chunks.retain(|chunk| Some(chunk.mapping.size()) >= least);
+    }
+    is_only_choice
 }
 
 /// For each chunk, how unlike a real one it is: 2 for a size that is too small, 1 for a place where
