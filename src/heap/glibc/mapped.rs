@@ -154,7 +154,8 @@ pub(super) fn find(
     (chunks, problems)
 }
 
-fn is_malloc_memory(region: &Region) -> bool {
+/// Says whether malloc may have mapped the region.
+pub(super) fn is_malloc_memory(region: &Region) -> bool {
     region.is_private_anonymous_data()
         || (region.name.starts_with("/anon_hugepage") && region.writable)
 }
@@ -198,8 +199,9 @@ fn in_regions<'a>(
     chunks
 }
 
-/// The end of the anonymous memory that `region` is the start of.
-fn joined_end(snapshot: &Snapshot, region: &Region) -> Addr {
+/// The end of the anonymous memory that `region` is the start of. The kernel does not join all
+/// neighbours: not those of before and after a `fork`.
+pub(super) fn joined_end(snapshot: &Snapshot, region: &Region) -> Addr {
     let mut end = region.range.end;
     while let Some(next) = snapshot
         .region_at(end)

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::arena::{Arena, Arenas};
 use super::chunks::{End, Fence, Segment, Walk};
 use super::layout::{ALIGNMENT, HEAP_MAX_SIZES, PAGE, PREV_INUSE};
+use super::mapped::{is_malloc_memory, joined_end};
 use super::params::Params;
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange, RangeSet};
@@ -289,14 +290,14 @@ fn walk_elsewhere(
     for region in snapshot
         .regions
         .iter()
-        .filter(|r| r.is_private_anonymous_data())
+        .filter(|region| is_malloc_memory(region))
     {
         let gaps = taken.gaps(region.range).into_iter();
         for part in gaps.flat_map(|gap| memory.resident(gap)) {
             let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
             while page < part.end && brk_size + size < arena.system_mem {
                 let missing = arena.system_mem - brk_size - size;
-                let limit = region.range.end.min(page.saturating_add(missing));
+                let limit = joined_end(snapshot, region).min(page.saturating_add(missing));
                 let walk = (!own.contains(page))
                     .then(|| finder.mapped_segment(page, limit))
                     .flatten();
