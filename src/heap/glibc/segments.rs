@@ -155,7 +155,10 @@ pub(super) fn of_main_arena(
         .iter()
         .any(|walk| matches!(walk.end, End::Top(_)));
     if !has_top || arena.is_noncontiguous {
-        size += walk_elsewhere(snapshot, arena, taken, size, &mut found);
+        // What the program got from `brk` lies in it too, and may look like a segment.
+        let brk = AddrRange::with_size(brk.start, size);
+        let taken = taken.ranges().iter().copied().chain([brk]).collect();
+        size += walk_elsewhere(snapshot, arena, &taken, size, &mut found);
     }
     found.expect_size(arena, size);
     found
@@ -284,7 +287,6 @@ fn walk_elsewhere(
 ) -> u64 {
     let memory = &*snapshot.memory;
     let finder = Finder::new(memory, arena);
-    let own: RangeSet = found.owned.iter().copied().collect();
     let mut size = 0;
     let mut end = Addr(0);
     for region in snapshot
@@ -292,24 +294,27 @@ fn walk_elsewhere(
         .iter()
         .filter(|region| is_malloc_memory(region))
     {
-        let gaps = taken.gaps(region.range).into_iter();
-        for part in gaps.flat_map(|gap| memory.resident(gap)) {
-            let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
-            while page < part.end && brk_size + size < arena.system_mem {
-                let missing = arena.system_mem - brk_size - size;
-                let limit = joined_end(snapshot, region).min(page.saturating_add(missing));
-                let walk = (!own.contains(page))
-                    .then(|| finder.mapped_segment(page, limit))
-                    .flatten();
-                let Some(walk) = walk else {
-                    page = page.saturating_add(PAGE);
-                    continue;
-                };
-                let range = walk.range(page);
-                size += range.size();
-                end = range.end;
-                page = end.align_up(PAGE).unwrap_or(part.end);
-                found.add(range.start, walk);
+        for gap in taken.gaps(region.range) {
+            let limit = if gap.end == region.range.end {
+                joined_end(snapshot, region)
+            } else {
+                gap.end
+            };
+            for part in memory.resident(gap) {
+                let mut page = part.start.max(end).align_up(PAGE).unwrap_or(part.end);
+                while page < part.end && brk_size + size < arena.system_mem {
+                    let missing = arena.system_mem - brk_size - size;
+                    let limit = limit.min(page.saturating_add(missing));
+                    let Some(walk) = finder.mapped_segment(page, limit) else {
+                        page = page.saturating_add(PAGE);
+                        continue;
+                    };
+                    let range = walk.range(page);
+                    size += range.size();
+                    end = range.end;
+                    page = end.align_up(PAGE).unwrap_or(part.end);
+                    found.add(range.start, walk);
+                }
             }
         }
     }
