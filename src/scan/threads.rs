@@ -7,7 +7,7 @@
 use rustc_hash::FxHashSet;
 
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::{Memory, words};
+use crate::memory::{Memory, Window, words};
 use crate::scan::RootKind;
 use crate::scan::roots::{Claim, between};
 use crate::snapshot::{Snapshot, Thread};
@@ -53,6 +53,9 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
         let (below, live) = stack_of(snapshot, thread, own);
         dead.push(below);
         stacks.extend(live);
+    }
+    for ended in ended_stacks(snapshot).unwrap_or_default() {
+        dead.push(between(ended.block.start, ended.thread_pointer));
     }
     for ended in cached_stacks(snapshot).unwrap_or_default() {
         dead.push(between(
@@ -187,11 +190,55 @@ fn pthread_stack(memory: &dyn Memory, pointer: Addr) -> Option<PthreadStack> {
 /// second, and so to the third. Where anything does not fit, none is returned: the stacks are
 /// scanned like other memory.
 fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
-    let memory = &*snapshot.memory;
-    let main = snapshot
-        .threads
+    let cache = user_stacks(snapshot)?.checked_add(16)?;
+    let stacks = stacks_in(snapshot, cache)?;
+    let alive = thread_pointers(snapshot);
+    stacks
         .iter()
-        .find(|thread| thread.tid == snapshot.process.pid)?;
+        .all(|stack| has_ended(snapshot, &alive, stack))
+        .then_some(stacks)
+}
+
+/// Stacks of threads that have ended, joined or not: those in any of glibc's lists whose thread is
+/// no more. Up to 2.33 nothing tells the list of cached stacks from that of stacks in use. What
+/// their `struct pthread` holds counts: the result of a thread may still be asked for.
+fn ended_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
+    let module = snapshot.module_at(user_stacks(snapshot)?)?;
+    let memory = &*snapshot.memory;
+    let alive = thread_pointers(snapshot);
+    let mut ended = Vec::new();
+    for segment in module.segments.iter().filter(|segment| segment.writable) {
+        for part in memory.resident(segment.range) {
+            let mut window = Window::new(memory);
+            let mut head = part.start.align_up(8)?;
+            while head < part.end {
+                if window
+                    .word(head)
+                    .is_some_and(|next| may_be_list(head, next))
+                    && let Some(stacks) = stacks_in(snapshot, head)
+                {
+                    let stacks = stacks.into_iter();
+                    ended.extend(stacks.filter(|stack| has_ended(snapshot, &alive, stack)));
+                }
+                head = head.saturating_add(8);
+            }
+        }
+    }
+    Some(ended)
+}
+
+/// Says whether the word `next` at `head` may lead to the list in a `struct pthread`, which starts
+/// at a multiple of 64.
+fn may_be_list(head: Addr, next: u64) -> bool {
+    next > PAGE && next != head.0 && next.checked_sub(LIST).is_some_and(|tcb| tcb % 64 == 0)
+}
+
+/// The head of the list of stacks that the program supplied, in the dynamic loader, or up to 2.33
+/// in libpthread: that of the main thread is in it.
+fn user_stacks(snapshot: &Snapshot) -> Option<Addr> {
+    let memory = &*snapshot.memory;
+    let mut threads = snapshot.threads.iter();
+    let main = threads.find(|thread| thread.tid == snapshot.process.pid)?;
     if !snapshot
         .threads
         .iter()
@@ -201,26 +248,32 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     }
     let segments = snapshot.modules.iter().flat_map(|module| &module.segments);
     let images: RangeSet = segments.map(|segment| segment.range).collect();
-    let alive = snapshot.threads.iter().map(|thread| thread.thread_pointer);
-    let alive: FxHashSet<Addr> = alive.collect();
-    let user = ring(memory, main.thread_pointer.checked_add(LIST)?)?
+    ring(memory, main.thread_pointer.checked_add(LIST)?)?
         .into_iter()
-        .find(|node| images.contains(*node))?;
-    let cache = user.checked_add(16)?;
-    let mut stacks = Vec::new();
-    for node in ring(memory, cache)?
-        .into_iter()
-        .filter(|node| *node != cache)
-    {
-        let stack = pthread_stack(memory, Addr(node.0.checked_sub(LIST)?))?;
-        let is_alive = alive.contains(&stack.thread_pointer);
-        let tid = memory.word32(stack.thread_pointer.checked_add(TID)?)?;
-        if is_alive || tid.cast_signed() > 0 {
-            return None;
-        }
-        stacks.push(stack);
-    }
-    Some(stacks)
+        .find(|node| images.contains(*node))
+}
+
+/// The stacks in the list whose head is at `head`. `None` where it is no list of stacks.
+fn stacks_in(snapshot: &Snapshot, head: Addr) -> Option<Vec<PthreadStack>> {
+    let memory = &*snapshot.memory;
+    let nodes = ring(memory, head)?.into_iter();
+    nodes
+        .filter(|node| *node != head)
+        .map(|node| pthread_stack(memory, Addr(node.0.checked_sub(LIST)?)))
+        .collect()
+}
+
+fn thread_pointers(snapshot: &Snapshot) -> FxHashSet<Addr> {
+    let threads = snapshot.threads.iter();
+    threads.map(|thread| thread.thread_pointer).collect()
+}
+
+/// Says whether no thread runs on `stack` any more; `alive` are the thread pointers of all threads.
+fn has_ended(snapshot: &Snapshot, alive: &FxHashSet<Addr>, stack: &PthreadStack) -> bool {
+    let tid = snapshot
+        .memory
+        .word32(stack.thread_pointer.saturating_add(TID));
+    !alive.contains(&stack.thread_pointer) && tid.is_some_and(|tid| tid.cast_signed() <= 0)
 }
 
 /// Says whether `struct pthread` has its thread id where it is expected.

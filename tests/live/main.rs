@@ -10,6 +10,7 @@ mod containers;
 mod doctor;
 mod generator;
 mod harm;
+mod heap_modes;
 mod kinds;
 mod methods;
 mod mono;

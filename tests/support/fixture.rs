@@ -26,6 +26,7 @@ pub(crate) struct Leak {
 #[derive(Debug)]
 pub(crate) struct Fixture {
     program: Program,
+    /// The process to look at: the program, or one that it started.
     pid: u32,
     /// Blocks that something references: address and usable size.
     pub(crate) live: BTreeMap<u64, u64>,
@@ -45,7 +46,13 @@ impl Fixture {
 
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
-        Self::of(Command::new(compile(file)).args(arguments))
+        Self::start_in(file, arguments, &[])
+    }
+
+    /// The same, with environment variables.
+    pub(crate) fn start_in(file: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(compile(file));
+        Self::of(command.args(arguments).envs(environment.iter().copied()))
     }
 
     /// Starts a fixture through `command`, which ends up running it: as this process, or as the
@@ -110,6 +117,7 @@ impl Fixture {
                 self.libc.insert(parse_address(address), name.to_owned());
             }
             ["dead", _, _] => {}
+            ["pid", pid] => self.pid = pid.parse().unwrap(),
             _ => panic!("the fixture said {line:?}"),
         }
     }

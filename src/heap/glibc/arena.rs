@@ -4,6 +4,7 @@
 //! below. Bin 127 is always empty, so the last such pair of a row is bin 127 and leads to the
 //! others.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::layout::{
@@ -77,6 +78,22 @@ impl Arena {
     /// Says whether anything was ever allocated from the arena.
     pub(super) fn is_used(&self) -> bool {
         self.top != self.initial_top() && self.top != Addr(0)
+    }
+
+    /// The free chunks in the bins, as far as the bins are linked.
+    pub(super) fn binned(&self, memory: &dyn Memory) -> BTreeSet<Addr> {
+        let mut binned = BTreeSet::new();
+        for index in 0..BINS {
+            let bin = self.initial_top().saturating_add(index << 4);
+            let mut chunk = bin;
+            while let Some(next) = memory.word(chunk.saturating_add(HEADER)) {
+                chunk = Addr(next);
+                if chunk == bin || !binned.insert(chunk) {
+                    break;
+                }
+            }
+        }
+        binned
     }
 
     /// Where the struct itself lies.

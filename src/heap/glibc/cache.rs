@@ -54,6 +54,8 @@ struct Tcache {
     free: Vec<u64>,
     /// Lists that are one longer or shorter than their count.
     miscounts: u64,
+    /// Nothing was ever put in, and its counts say so: it is not just a block of zeros.
+    is_fresh: bool,
 }
 
 impl Lists<'_> {
@@ -101,6 +103,7 @@ impl Lists<'_> {
         let mut tcache = Tcache {
             free: Vec::new(),
             miscounts: 0,
+            is_fresh: layout.counts_down && self.tcache_count > 0,
         };
         for (bin, (count, entry)) in (0..).zip(counts.zip(entries.chunks_exact(8))) {
             let count = count
@@ -108,6 +111,7 @@ impl Lists<'_> {
                 .rev()
                 .fold(0, |n, byte| n << 8 | u64::from(*byte));
             let head = u64::from_le_bytes(*entry.first_chunk()?);
+            tcache.is_fresh &= head == 0 && count == self.tcache_count;
             let count = match (layout.counts_down, head) {
                 (false, _) => count,
                 // A bin that was never used counts 0 in the struct of all zeros that a thread
@@ -184,6 +188,7 @@ pub(super) fn find(
     params: &[Params],
     blocks: &[Block],
 ) -> Cached {
+    let firsts = first_blocks(arenas, params);
     let with = |mangled| {
         let lists = Lists {
             memory: &*snapshot.memory,
@@ -197,7 +202,13 @@ pub(super) fn find(
             ),
         };
         let has_tcache = params.iter().any(|params| params.layout.tcache.is_some());
-        find_with(&lists, &snapshot.threads, arenas, has_tcache)
+        let mut cached = Cached::default();
+        add_fastbins(&lists, arenas, &mut cached);
+        if has_tcache {
+            add_tcaches_of_threads(&lists, &snapshot.threads, &mut cached);
+            add_orphans(&lists, &firsts, &mut cached);
+        }
+        cached
     };
     // The wrong way to read links validates no list that has an element.
     let mangled = with(true);
@@ -213,19 +224,24 @@ pub(super) fn find(
     }
 }
 
-fn find_with(lists: &Lists<'_>, threads: &[Thread], arenas: &[Arena], has_tcache: bool) -> Cached {
-    let mut cached = Cached::default();
+/// The first block of each arena. The first thing that a thread gets from an arena which was made
+/// for it is its thread cache, and that of the main thread is the first of all.
+fn first_blocks(arenas: &[Arena], params: &[Params]) -> FxHashSet<u64> {
+    let behind_arenas = arenas.iter().map(|arena| arena.range().end);
+    let starts = behind_arenas.chain(params.iter().map(|params| params.sbrk_base));
+    starts
+        .filter_map(|start| start.align_up(ALIGNMENT))
+        .map(|chunk| chunk.saturating_add(HEADER).0)
+        .collect()
+}
+
+fn add_fastbins(lists: &Lists<'_>, arenas: &[Arena], cached: &mut Cached) {
     for arena in arenas {
         match lists.fastbins(arena) {
             Some(free) => cached.free.extend(free),
             None => cached.problems.push(Problem::CacheList(arena.addr)),
         }
     }
-    if has_tcache {
-        add_tcaches_of_threads(lists, threads, &mut cached);
-        add_orphans(lists, &mut cached);
-    }
-    cached
 }
 
 /// Thread caches that a thread's `tcache` variable points to. It lies at the same distance below
@@ -318,8 +334,9 @@ fn words_below(memory: &dyn Memory, pointer: Addr) -> Vec<(u64, u64)> {
 }
 
 /// Thread caches that no thread has any more: those of a parent's threads after `fork`, and of
-/// threads that were killed. Only what holds blocks can be told from a block of zeros.
-fn add_orphans(lists: &Lists<'_>, cached: &mut Cached) {
+/// threads that were killed. What holds no blocks can be told from a block of zeros only by its
+/// place, or by counts that go down.
+fn add_orphans(lists: &Lists<'_>, firsts: &FxHashSet<u64>, cached: &mut Cached) {
     for block in lists.blocks {
         let layout = TCACHES
             .iter()
@@ -328,8 +345,8 @@ fn add_orphans(lists: &Lists<'_>, cached: &mut Cached) {
             continue;
         };
         if let Some(tcache) = lists.tcache(block.start, *layout)
-            && !tcache.free.is_empty()
             && tcache.miscounts == 0
+            && (!tcache.free.is_empty() || tcache.is_fresh || firsts.contains(&block.start.0))
         {
             add(cached, *block, tcache);
         }

@@ -44,6 +44,8 @@ pub(super) struct Walk {
     /// The chunks in use, as the blocks that their users see. Chunks that caches hold are among
     /// them: they look like chunks in use.
     pub(super) blocks: Vec<Block>,
+    /// The chunks that are free, and in a bin of their arena therefore.
+    pub(super) free: Vec<Addr>,
     pub(super) end: End,
     /// The first header says that the chunk before it is in use, as that of a segment does.
     pub(super) starts_well: bool,
@@ -70,6 +72,7 @@ impl Segment {
     pub(super) fn walk_through(&self, window: &mut Window<'_>) -> Walk {
         let mut walk = Walk {
             blocks: Vec::new(),
+            free: Vec::new(),
             end: End::Broken(self.start),
             starts_well: false,
             problems: Vec::new(),
@@ -150,6 +153,7 @@ impl Segment {
             if window.word(next.addr) != Some(chunk.size) {
                 walk.problems.push(Problem::Footer(chunk.addr));
             }
+            walk.free.push(chunk.addr);
             return;
         }
         if self.fence == Fence::Zero && chunk.flags & NON_MAIN_ARENA == 0 {
@@ -234,6 +238,7 @@ mod tests {
         let walk = segment(addrs[4], Fence::Double).walk(&memory);
         // The second chunk is free: the header after it says so.
         assert_eq!(starts(&walk), [0x10, 0x80, 0xd0]);
+        assert_eq!(walk.free, [Addr(addrs[1])]);
         assert_eq!(walk.blocks[1].size, 0x48);
         assert_eq!(walk.end, End::Top(Addr(addrs[4] + 0x1000)));
         assert!(walk.starts_well && walk.problems.is_empty());

@@ -22,6 +22,9 @@ pub(super) struct MappedChunk {
     pub(super) block: Block,
 }
 
+/// `DEFAULT_MMAP_THRESHOLD_MIN`, which the threshold starts with.
+const FIRST_THRESHOLD: u64 = 128 * 1024;
+
 /// How a release lays out such a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
@@ -31,19 +34,24 @@ struct Layout {
     overhead: u64,
     /// Flags in the low bits of `prev_size`.
     offset_flags: u64,
+    /// The smallest exponent of the power of two by which an alignment moves a block.
+    least_shift: u32,
 }
 
-/// Up to 2.42.
+/// Up to 2.42. What is in front of a moved header must be large enough for a chunk, or the next
+/// multiple of the alignment is taken.
 const PLAIN: Layout = Layout {
     behind: 0,
     overhead: HEADER,
     offset_flags: 0,
+    least_shift: 6,
 };
 /// From 2.43: the size is that of a normal chunk, and `prev_size` has a flag for huge pages.
 const LIKE_A_NORMAL_CHUNK: Layout = Layout {
     behind: HEADER,
     overhead: 8,
     offset_flags: 1,
+    least_shift: 5,
 };
 
 impl Layout {
@@ -106,7 +114,7 @@ impl Layout {
         base: Addr,
         limit: Addr,
     ) -> Option<MappedChunk> {
-        (5..=12)
+        (self.least_shift..=12)
             .map(|exponent| (1_u64 << exponent).saturating_sub(HEADER))
             .find_map(|offset| self.chunk(memory, base, offset, limit))
     }
@@ -185,14 +193,15 @@ pub(super) fn find(
         chunks = in_regions(snapshot, layout, taken, regions());
     }
     if chunks.len() as u64 > expected {
-        drop_imitations(snapshot, &mut chunks, expected);
+        drop_imitations(snapshot, params, &mut chunks);
     }
     let bytes: u64 = chunks.iter().map(|chunk| chunk.mapping.size()).sum();
     let problems = check(params, chunks.len() as u64, bytes);
     (chunks, problems)
 }
 
-fn is_malloc_memory(region: &Region) -> bool {
+/// Says whether malloc may have mapped the region.
+pub(super) fn is_malloc_memory(region: &Region) -> bool {
     region.is_private_anonymous_data()
         || (region.name.starts_with("/anon_hugepage") && region.writable)
 }
@@ -246,23 +255,74 @@ fn in_regions<'a>(
     chunks
 }
 
-/// Drops what only looks like a chunk: real ones start at a mapping or behind another one.
-fn drop_imitations(snapshot: &Snapshot, chunks: &mut Vec<MappedChunk>, expected: u64) {
-    let mut end = Addr(0);
-    let mut surplus = (chunks.len() as u64).saturating_sub(expected);
-    chunks.retain(|chunk| {
-        let start = chunk.mapping.start;
-        let starts_mapping = snapshot
-            .region_at(start)
-            .is_some_and(|region| region.range.start == start);
-        let keep = surplus == 0 || starts_mapping || start == end;
-        if keep {
-            end = chunk.mapping.end;
-        } else {
-            surplus = surplus.saturating_sub(1);
-        }
-        keep
+/// Drops what only looks like a chunk. Real chunks are as large as the threshold, unless `realloc`
+/// shrank them, and start at a mapping or behind another chunk. Where this decides nothing, all are
+/// kept: their number is wrong then, and is told.
+fn drop_imitations(snapshot: &Snapshot, params: &[Params], chunks: &mut Vec<MappedChunk>) {
+    if keep_largest(params, chunks) {
+        return;
+    }
+    // The threshold grows while the program runs, unless the program has set it.
+    let thresholds = params.iter().map(|params| params.mmap_threshold);
+    let threshold = thresholds.min().unwrap_or(0).min(FIRST_THRESHOLD);
+    let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
+    let suspicions = suspicions(chunks, threshold, |start| {
+        let region = snapshot.region_at(start);
+        region.is_some_and(|region| region.range.start == start)
     });
+    let surplus = (chunks.len() as u64).saturating_sub(expected);
+    let limit = (0..=3).find(|limit| {
+        let above = suspicions.iter().filter(|suspicion| *suspicion > limit);
+        above.count() as u64 == surplus
+    });
+    if let Some(limit) = limit {
+        let mut suspicions = suspicions.into_iter();
+        chunks.retain(|_| {
+            suspicions
+                .next()
+                .is_some_and(|suspicion| suspicion <= limit)
+        });
+    }
+}
+
+/// Keeps the largest chunks if they add up to malloc's sum: no other choice of as many does. Says
+/// whether they do.
+fn keep_largest(params: &[Params], chunks: &mut Vec<MappedChunk>) -> bool {
+    let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
+    let bytes: u64 = params.iter().map(|params| params.mmapped_mem).sum();
+    let mut sizes: Vec<u64> = chunks.iter().map(|chunk| chunk.mapping.size()).collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    let Ok(count) = usize::try_from(expected) else {
+        return false;
+    };
+    let (kept, dropped) = sizes.split_at(count.min(sizes.len()));
+    let (least, most) = (kept.last().copied(), dropped.first().copied());
+    let is_only_choice = kept.iter().sum::<u64>() == bytes && least > most;
+    if is_only_choice {
+        chunks.retain(|chunk| Some(chunk.mapping.size()) >= least);
+    }
+    is_only_choice
+}
+
+/// For each chunk, how unlike a real one it is: 2 for a size that is too small, 1 for a place where
+/// neither a mapping starts nor a chunk of a fitting size ends.
+fn suspicions(
+    chunks: &[MappedChunk],
+    threshold: u64,
+    starts_mapping: impl Fn(Addr) -> bool,
+) -> Vec<u8> {
+    let mut end = Addr(0);
+    let mut suspicions = Vec::new();
+    for chunk in chunks {
+        let start = chunk.mapping.start;
+        let is_small = chunk.mapping.size() < threshold;
+        let is_amid = !starts_mapping(start) && start != end;
+        if !is_small {
+            end = chunk.mapping.end;
+        }
+        suspicions.push(u8::from(is_small) << 1 | u8::from(is_amid));
+    }
+    suspicions
 }
 
 fn check(params: &[Params], count: u64, bytes: u64) -> Vec<Problem> {
@@ -345,6 +405,39 @@ mod tests {
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 0x1_0000, 0x1000)
+        );
+    }
+
+    #[test]
+    fn a_header_that_no_alignment_moves_to_is_contents() {
+        let memory = with_headers(&[(0, 0, 0x1000 | 2), (0x10, 0x10, 0xff0 | 2)]);
+        let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
+        assert_eq!(chunk.block.start.0, BASE + 16);
+        let memory = with_headers(&[(0, 0, 0xff0 | 2), (0x10, 0x10, 0xfe0 | 2)]);
+        let moved = chunk_at_base(LIKE_A_NORMAL_CHUNK, &memory);
+        assert_eq!(moved.expect("a chunk").block.start.0, BASE + 32);
+    }
+
+    #[test]
+    fn small_chunks_amid_other_memory_are_the_most_suspicious() {
+        let chunk = |start, size| MappedChunk {
+            mapping: AddrRange::with_size(Addr(start), size),
+            block: Block {
+                start: Addr(start + 16),
+                size: size - 16,
+            },
+        };
+        let chunks = [
+            chunk(0x1000, 0x20000),
+            chunk(0x21000, 0x20000),
+            chunk(0x51000, 0x20000),
+            chunk(0x81000, 0x1000),
+            chunk(0x91000, 0x1000),
+        ];
+        let starts_mapping = |start| start == Addr(0x1000) || start == Addr(0x81000);
+        assert_eq!(
+            suspicions(&chunks, 0x20000, starts_mapping),
+            [0, 0, 1, 2, 3]
         );
     }
 

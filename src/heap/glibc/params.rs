@@ -23,6 +23,8 @@ pub(super) struct Params {
     pub(super) n_mmaps: u64,
     /// The sum of their mappings.
     pub(super) mmapped_mem: u64,
+    /// Requests from this size on get a mapping.
+    pub(super) mmap_threshold: u64,
     /// Where the memory that `brk` extends starts; 0 if malloc never called it.
     pub(super) sbrk_base: Addr,
     /// How many chunks a bin of a tcache takes.
@@ -42,6 +44,7 @@ impl Params {
             layout,
             n_mmaps: memory.word32(addr.checked_add(layout.n_mmaps)?)?.into(),
             mmapped_mem: word(layout.mmapped_mem)?,
+            mmap_threshold: word(MMAP_THRESHOLD)?,
             sbrk_base: Addr(word(layout.sbrk_base)?),
             tcache_count: match layout.tcache_count() {
                 Some(offset) => word(offset)?.min(MAX_TCACHE_COUNT),

@@ -1,5 +1,8 @@
 //! Looking for segments where nothing says that they start.
 
+use std::collections::BTreeSet;
+
+use super::arena::Arena;
 use super::chunks::{End, Segment, Walk};
 use super::layout::{MIN_CHUNK, PAGE};
 use crate::addr::{Addr, AddrRange};
@@ -17,37 +20,49 @@ pub(super) struct Search<'a> {
     ahead: Window<'a>,
     /// For walks from one of them.
     aside: Window<'a>,
+    /// The free chunks in the arena's bins.
+    binned: BTreeSet<Addr>,
     /// The headers that walks which lead nowhere may still read.
     left: u64,
 }
 
 impl<'a> Search<'a> {
-    /// A search in `bytes` of `memory`.
-    pub(super) fn new(memory: &'a dyn Memory, bytes: u64) -> Self {
+    /// A search for segments of `arena` in `bytes` of `memory`.
+    pub(super) fn new(memory: &'a dyn Memory, arena: &Arena, bytes: u64) -> Self {
         Self {
             ahead: Window::new(memory),
             aside: Window::small(memory),
+            binned: arena.binned(memory),
             left: (bytes / MIN_CHUNK).saturating_add(SLACK),
         }
     }
 
+    /// Says whether the word at `start` is zero, or cannot be read.
+    pub(super) fn is_fresh(&mut self, start: Addr) -> bool {
+        self.ahead.word(start).unwrap_or(0) == 0
+    }
+
     /// The walk of `segment`, if it is one: its first chunk says that nothing free lies before it,
-    /// and it ends as segments do.
+    /// it ends as segments do, and its free chunks are those that the bins have there.
     pub(super) fn walk(&mut self, segment: Segment) -> Option<Walk> {
         let header = self.ahead.word(segment.start.checked_add(8)?)?;
         if self.left == 0 || !segment.may_begin_with(header) {
             return None;
         }
         let walk = segment.walk_through(&mut self.aside);
-        let ends_well = match walk.end {
-            End::Top(_) => true,
-            End::Fence(end) => end.is_aligned(PAGE),
-            End::Broken(_) => false,
+        let is_segment = match walk.end {
+            End::Top(end) => self.has_bins_of(&walk, segment.start, end),
+            End::Fence(end) if end.is_aligned(PAGE) => self.has_bins_of(&walk, segment.start, end),
+            End::Fence(_) | End::Broken(_) => false,
         };
-        if !ends_well {
+        if !is_segment {
             self.reject(&walk);
         }
-        ends_well.then_some(walk)
+        is_segment.then_some(walk)
+    }
+
+    fn has_bins_of(&self, walk: &Walk, start: Addr, end: Addr) -> bool {
+        start <= end && self.binned.range(start..end).eq(&walk.free)
     }
 
     /// Counts `walk` as one that led nowhere.

@@ -5,6 +5,7 @@ use rustc_hash::FxHashSet;
 use super::arena::{Arena, Arenas};
 use super::chunks::{End, Fence, Segment, Walk};
 use super::layout::{ALIGNMENT, HEAP_MAX_SIZES, PAGE};
+use super::mapped::is_malloc_memory;
 use super::params::Params;
 use super::problem::Problem;
 use super::search::{Search, bytes, places};
@@ -224,8 +225,11 @@ pub(super) fn of_main_arena(
         .iter()
         .any(|walk| matches!(walk.end, End::Top(_)));
     if !has_top || arena.is_noncontiguous {
+        // What the program got from `brk` lies in it too, and may look like a segment.
+        let brk = AddrRange::with_size(brk.start, size);
+        let taken = taken.ranges().iter().copied().chain([brk]).collect();
         let missing = arena.system_mem.saturating_sub(size);
-        let elsewhere = walk_elsewhere(snapshot, arena, taken, missing, &mut found);
+        let elsewhere = walk_elsewhere(snapshot, arena, &taken, missing, &mut found);
         size = size.saturating_add(elsewhere);
     }
     found.expect_size(arena, size);
@@ -249,39 +253,48 @@ fn walk_brk(snapshot: &Snapshot, arena: &Arena, brk: AddrRange, found: &mut Aren
     if !is_fenced {
         return end;
     }
-    // Nothing marks the places where the next segments start, so each is tried.
     let parts = memory.resident(AddrRange::new(end, brk.end));
-    let mut search = Search::new(memory, bytes(&parts));
-    for part in parts {
-        let mut from = end;
-        while let Some((start, walk)) = next_segment(&mut search, first, part, from) {
-            end = walk.range(start).end;
-            from = end;
-            is_fenced = matches!(walk.end, End::Fence(_));
-            found.add(start, walk);
-            if !is_fenced {
-                return end;
-            }
-        }
+    let mut search = Search::new(memory, arena, bytes(&parts));
+    while is_fenced {
+        let Some((start, walk)) = next_segment(&mut search, first, &parts, end) else {
+            break;
+        };
+        end = walk.range(start).end;
+        is_fenced = matches!(walk.end, End::Fence(_));
+        found.add(start, walk);
     }
     end
 }
 
-/// The next segment that starts in `part`, at or above `from`, and is like `segment`.
+/// The next segment that starts in `parts`, at or above `from`, and is like `segment`.
+///
+/// Nothing marks the place, so each is tried. Before it lies memory of the program's, which may look
+/// like chunks; the segment is fresh itself, and malloc never writes its first word, which is a part
+/// of the chunk before. So places with a word of zeros are tried first.
 fn next_segment(
     search: &mut Search<'_>,
     segment: Segment,
-    part: AddrRange,
+    parts: &[AddrRange],
     from: Addr,
 ) -> Option<(Addr, Walk)> {
-    places(part, from, ALIGNMENT).find_map(|start| {
-        let walk = search.walk(Segment { start, ..segment })?;
-        if walk.problems.is_empty() {
-            return Some((start, walk));
-        }
-        search.reject(&walk);
-        None
+    [true, false].into_iter().find_map(|is_fresh| {
+        let places = parts.iter().flat_map(|part| places(*part, from, ALIGNMENT));
+        places
+            .filter(|start| *start >= from)
+            .find_map(|start| segment_at(search, Segment { start, ..segment }, is_fresh))
     })
+}
+
+fn segment_at(search: &mut Search<'_>, segment: Segment, is_fresh: bool) -> Option<(Addr, Walk)> {
+    if search.is_fresh(segment.start) != is_fresh {
+        return None;
+    }
+    let walk = search.walk(segment)?;
+    if walk.problems.is_empty() {
+        return Some((segment.start, walk));
+    }
+    search.reject(&walk);
+    None
 }
 
 /// Walks the segments that the main arena mapped where `brk` failed. No list of them exists, so
@@ -297,18 +310,22 @@ fn walk_elsewhere(
     let own = found.owned.iter().chain(taken.ranges());
     let own: RangeSet = own.copied().collect();
     let regions = snapshot.regions.iter();
-    let gaps: Vec<AddrRange> = regions
-        .filter(|region| region.is_private_anonymous_data())
-        .flat_map(|region| own.gaps(region.range))
+    let malloc_memory: Vec<AddrRange> = regions
+        .filter(|region| is_malloc_memory(region))
+        .map(|region| region.range)
         .collect();
-    let mut search = Search::new(memory, bytes(&gaps));
+    // The kernel does not join all neighbours: not those of before and after a `fork`.
+    let joined: RangeSet = malloc_memory.iter().copied().collect();
+    let gaps: Vec<AddrRange> = joined.ranges().iter().flat_map(|r| own.gaps(*r)).collect();
+    let mut search = Search::new(memory, arena, bytes(&gaps));
     let mut size = 0_u64;
     let mut from = Addr(0);
     for gap in gaps {
         for part in memory.resident(gap) {
             while size < missing {
-                let Some((start, walk)) = mapped_segment(&mut search, arena, part, from, gap.end)
-                else {
+                let left = missing.saturating_sub(size);
+                let found_one = mapped_segment(&mut search, arena, part, from, gap.end, left);
+                let Some((start, walk)) = found_one else {
                     break;
                 };
                 let range = walk.range(start);
@@ -321,18 +338,20 @@ fn walk_elsewhere(
     size
 }
 
-/// The first segment that starts at a page of `part` from `from` on.
+/// The first segment that starts at a page of `part` from `from` on, ends at or before `limit`, and
+/// has `missing` bytes at most.
 fn mapped_segment(
     search: &mut Search<'_>,
     arena: &Arena,
     part: AddrRange,
     from: Addr,
     limit: Addr,
+    missing: u64,
 ) -> Option<(Addr, Walk)> {
     places(part, from, PAGE).find_map(|start| {
         let segment = Segment {
             start,
-            limit,
+            limit: limit.min(start.saturating_add(missing)),
             top: arena.top,
             fence: Fence::Double,
         };

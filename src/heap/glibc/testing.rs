@@ -125,7 +125,7 @@ pub(crate) fn contents() -> impl Strategy<Value = Contents> {
         Just(Fate::InFastbin),
     ];
     let chunks = prop::collection::vec((0_u64..70, fate), 0..60);
-    let mapped = prop::collection::vec((4_u64..12, prop::option::of(5_u32..14)), 0..4);
+    let mapped = prop::collection::vec((4_u64..12, prop::option::of(6_u32..14)), 0..4);
     (chunks.clone(), chunks, mapped).prop_map(|(main, other, mapped)| Contents {
         main,
         other,
@@ -175,7 +175,10 @@ impl Built {
         let start = BRK + release.tcache.map_or(0, |tcache| tcache.chunk);
         built.chunks(MAIN_ARENA, start, BRK + HEAP_SIZE, &contents.main);
         let start = (other + release.arena.size()).next_multiple_of(16);
-        built.chunks(other, start, OTHER_HEAP + HEAP_SIZE, &contents.other);
+        // What a thread allocates first is its cache, and a block of zeros of that size in that
+        // place is taken for one: here stands a smaller block.
+        let chunks = [&[(0, Fate::Used)], contents.other.as_slice()].concat();
+        built.chunks(other, start, OTHER_HEAP + HEAP_SIZE, &chunks);
         built.params();
         built.mapped(&contents.mapped);
         built.live.sort_unstable();

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -35,25 +36,29 @@ impl PageMap {
 
     /// The pages of `range` that count, joined to ranges, in ascending order.
     pub(super) fn pages(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {
-        match self.scan(range, which) {
-            Err(error) if is_unsupported(&error) => self.read_entries(range, which),
-            result => result,
+        for known in [PAGE_IS_GUARD, 0] {
+            match self.scan(range, which, known) {
+                Err(error) if is_unsupported(&error) => {}
+                result => return result,
+            }
         }
+        self.read_entries(range, which)
     }
 
     /// Says whether the kernel can search the page map by itself.
     pub(super) fn can_scan(&self, range: AddrRange) -> bool {
-        self.scan(range, Pages::Used).is_ok()
+        self.scan(range, Pages::Used, 0).is_ok()
     }
 
     /// Asks the kernel for the ranges (Linux 6.7 and later): the cost follows the pages that are
-    /// there, not the size of the range.
-    fn scan(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {
+    /// there, not the size of the range. `guard` is the category of guard pages, or 0 for a kernel
+    /// that does not know it.
+    fn scan(&self, range: AddrRange, which: Pages, guard: u64) -> io::Result<Vec<AddrRange>> {
         let mut found = Vec::new();
         let mut start = range.start.0;
         let mut regions = [PageRegion::default(); 512];
         while start < range.end.0 {
-            let mut request = ScanRequest::new(start, range.end.0, which, &mut regions);
+            let mut request = ScanRequest::new(start..range.end.0, which, guard, &mut regions);
             // SAFETY: `request` is a `pm_scan_arg` of the size it names, and `vec` and `vec_len`
             // describe `regions`, which outlives the call and which nothing else uses meanwhile.
             let count =
@@ -95,14 +100,17 @@ impl PageMap {
     }
 }
 
-/// Bits 63 (present), 62 (swapped) and 61 (file page or shared anonymous) of an entry.
+/// Bits 63 (present), 62 (swapped), 61 (file page or shared anonymous) and 58 (guard page, which
+/// looks swapped and cannot be read) of an entry.
 fn counts(entry: u64, which: Pages) -> bool {
     let present = entry >> 63 & 1 == 1;
     let swapped = entry >> 62 & 1 == 1;
     let file = entry >> 61 & 1 == 1;
+    let guard = entry >> 58 & 1 == 1;
+    let used = (present || swapped) && !guard;
     match which {
-        Pages::Used => present || swapped,
-        Pages::Own => (present || swapped) && !file,
+        Pages::Used => used,
+        Pages::Own => used && !file,
     }
 }
 
@@ -152,19 +160,22 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+/// Since Linux 6.15: `MADV_GUARD_INSTALL`, with which glibc 2.42 and later guards stacks.
+const PAGE_IS_GUARD: u64 = 1 << 8;
 
 impl ScanRequest {
-    fn new(start: u64, end: u64, which: Pages, regions: &mut [PageRegion]) -> Self {
+    fn new(range: Range<u64>, which: Pages, guard: u64, regions: &mut [PageRegion]) -> Self {
         // Pages of zeros that were only ever read hold no reference.
-        let excluded = match which {
-            Pages::Used => PAGE_IS_PFNZERO,
-            Pages::Own => PAGE_IS_PFNZERO | PAGE_IS_FILE,
-        };
+        let excluded = guard
+            | match which {
+                Pages::Used => PAGE_IS_PFNZERO,
+                Pages::Own => PAGE_IS_PFNZERO | PAGE_IS_FILE,
+            };
         Self {
             size: size_of::<Self>() as u64,
             flags: 0,
-            start,
-            end,
+            start: range.start,
+            end: range.end,
             walk_end: 0,
             vec: regions.as_mut_ptr() as u64,
             vec_len: regions.len() as u64,
@@ -189,6 +200,7 @@ mod tests {
             (1 << 62, true, true),
             (1 << 63 | 1 << 61, true, false),
             (1 << 61, false, false),
+            (1 << 62 | 1 << 58, false, false),
         ] {
             assert_eq!(counts(entry, Pages::Used), used, "{entry:#x}");
             assert_eq!(counts(entry, Pages::Own), own, "{entry:#x}");
@@ -209,9 +221,11 @@ mod tests {
             .map(|r| ((r.start.0 - range.start.0) / 4096, r.size() / 4096))
             .collect();
         assert_eq!(offsets, [(3, 3), (17, 1), (63, 1)]);
-        match pagemap.scan(range, Pages::Own) {
-            Ok(scanned) => assert_eq!(scanned, entries),
-            Err(error) => assert!(is_unsupported(&error), "{error}"),
+        for guard in [PAGE_IS_GUARD, 0] {
+            match pagemap.scan(range, Pages::Own, guard) {
+                Ok(scanned) => assert_eq!(scanned, entries),
+                Err(error) => assert!(is_unsupported(&error), "{error}"),
+            }
         }
     }
 }

@@ -99,7 +99,12 @@ impl Tracer<'_> {
             Some(libc::ENOENT | libc::ESRCH) => SuspendError::NoSuchProcess(self.pid),
             _ => SuspendError::Other(self.pid, error),
         })?;
-        for tid in threads {
+        // The main thread last: while it is traced, the kernel queues signals to the process that
+        // are ignored otherwise, and they may wake a thread that is not stopped yet.
+        let pid = self.pid;
+        let main = threads.contains(&pid).then_some(pid);
+        let others = threads.into_iter().filter(|tid| *tid != pid);
+        for tid in others.chain(main) {
             if !self.threads.contains_key(&tid) && self.seize(tid)? {
                 seized = true;
             }
@@ -175,10 +180,8 @@ impl Tracer<'_> {
                             signal,
                         },
                     );
-                    if signal == 0 {
-                        // ESRCH: it was killed at this moment.
-                        let _ = registers::restart_system_call(tid);
-                    }
+                    // ESRCH: it was killed at this moment.
+                    let _ = registers::restart_system_call(tid);
                 }
                 Ok(Wait::Ended) => {
                     waiting.progress = true;
@@ -227,8 +230,11 @@ impl Tracer<'_> {
         Ok(standstill)
     }
 
+    /// Detaches, from the main thread first, for the reason that it is seized last.
     fn detach_all(&mut self) {
-        for (tid, traced) in std::mem::take(&mut self.threads) {
+        let mut threads = std::mem::take(&mut self.threads);
+        let main = threads.remove_entry(&self.pid);
+        for (tid, traced) in main.into_iter().chain(threads) {
             if traced.stopped {
                 // ESRCH: the thread was killed while it stood still.
                 let _ = ptrace::detach(tid, traced.signal);

@@ -1,0 +1,203 @@
+#!/usr/bin/env bash
+# Checks the walker against other releases of glibc and against the modes of its malloc.
+#
+#   tests/versions.sh [SEEDS [FOLDER]]        (default: 3 seeds, a temporary folder)
+#
+# Needs Debian or Ubuntu on x86_64 with gcc and python3, and the network unless FOLDER has the
+# packages already. It fetches the C libraries of other suites of Debian from the mirror that this
+# machine is set up for, unpacks them in FOLDER (nothing is installed), and builds two fixtures
+# against each: generator.c, which knows its live and leaked blocks, and heap_modes.c, which brings
+# the heap into unusual states. Each runs under each release and mode, started once by the kernel,
+# and once as an argument of the dynamic loader, which is then the program that the process runs.
+#
+# Prints a line for each run, and a summary. Exits 1 if rleaks differs from the truth anywhere:
+# blocks missing or surplus, usable sizes, leaks. RLEAKS names another rleaks to try. ONLY is a
+# regular expression for the lines to run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seeds=${1:-3}
+folder=${2:-$(mktemp --directory)}
+[ $# -ge 2 ] || trap 'rm -rf "$folder"' EXIT
+mkdir -p "$folder"
+folder=$(realpath "$folder")
+only=${ONLY:-.}
+# 2.31, 2.36, 2.41, and the newest.
+suites=(bullseye bookworm trixie sid)
+
+# Environment variables, and the words that heap_modes.c takes. Without words both fixtures run.
+# A tunable that a release does not have changes nothing there.
+tunables=glibc.malloc
+modes=(
+    "plain"
+    "arena_max=1      MALLOC_ARENA_MAX=1"
+    "arena_max=2      MALLOC_ARENA_MAX=2"
+    "tcache_count=0   GLIBC_TUNABLES=$tunables.tcache_count=0"
+    "tcache_count=50  GLIBC_TUNABLES=$tunables.tcache_count=50"
+    "mxfast=160       GLIBC_TUNABLES=$tunables.mxfast=160"
+    "threshold=4096   GLIBC_TUNABLES=$tunables.mmap_threshold=4096"
+    "threshold=100M   GLIBC_TUNABLES=$tunables.mmap_threshold=100000000"
+    "mmap_max=0       GLIBC_TUNABLES=$tunables.mmap_max=0"
+    "top_pad=1        GLIBC_TUNABLES=$tunables.top_pad=1:$tunables.trim_threshold=1"
+    "perturb=165      MALLOC_PERTURB_=165"
+    "hugetlb=1        GLIBC_TUNABLES=$tunables.hugetlb=1"
+    "hugetlb=2        GLIBC_TUNABLES=$tunables.hugetlb=2"
+    "tcache_max=1M    GLIBC_TUNABLES=$tunables.tcache_max=1048576"
+    "tcache_max=4M    GLIBC_TUNABLES=$tunables.tcache_max=4194304:$tunables.tcache_count=50"
+    "tcache_max=4M,threshold=4096 GLIBC_TUNABLES=$tunables.tcache_max=4194304:$tunables.mmap_threshold=4096"
+    "decorate_maps    GLIBC_TUNABLES=glibc.mem.decorate_maps=1"
+    "many             GLIBC_TUNABLES=$tunables.arena_max=3:$tunables.mmap_threshold=8192:$tunables.mxfast=128:$tunables.tcache_count=3"
+    "trim             words=trim"
+    "sbrk             words=sbrk"
+    "blocked          words=blocked"
+    "sbrk,blocked     words=sbrk+blocked"
+    "imitations       words=imitations"
+    "sbrk,blocked,threshold=4096 words=sbrk+blocked GLIBC_TUNABLES=$tunables.mmap_threshold=4096"
+    "exited           words=exited"
+    "exited,trim,arena_max=2 words=exited+trim MALLOC_ARENA_MAX=2"
+    "killed           words=killed"
+    "fork             words=fork"
+    "fork,blocked     words=fork+blocked"
+    "zeros            words=zeros"
+    "zeros,fork,tcache_count=0 words=zeros+fork GLIBC_TUNABLES=$tunables.tcache_count=0"
+    "namespace        words=namespace"
+    "blocked,mmap_max=0 words=blocked GLIBC_TUNABLES=$tunables.mmap_max=0"
+    "blocked,hugetlb=2 words=blocked GLIBC_TUNABLES=$tunables.hugetlb=2"
+    "blocked,perturb=165 words=blocked+trim MALLOC_PERTURB_=165"
+)
+
+# The mirror that apt uses here, and the key that signs it.
+mirror() {
+    local found
+    found=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        grep --max-count=1 '/debian/\?$') || true
+    [ -n "$found" ] || { echo "versions.sh: no mirror of Debian is set up here" >&2; exit 2; }
+    echo "$found"
+}
+
+# Unpacks the C library of a suite into FOLDER/SUITE/root, without apt's own state.
+fetch() {
+    local suite=$1 here=$folder/$1
+    [ -e "$here/root" ] && return
+    mkdir -p "$here"/apt/{lists,cache/archives}/partial
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror) $suite main" >"$here/apt/sources.list"
+    cat >"$here/apt/apt.conf" <<CONF
+Dir::Etc::SourceList "$here/apt/sources.list";
+Dir::Etc::SourceParts "-";
+Dir::State::Lists "$here/apt/lists";
+Dir::State::Status "/dev/null";
+Dir::Cache "$here/apt/cache";
+APT::Architectures "amd64";
+Acquire::Languages "none";
+CONF
+    (
+        cd "$here"
+        export APT_CONFIG=$here/apt/apt.conf
+        apt-get update -qq
+        apt-get download -qq libc6 libc6-dev
+        for package in *.deb; do
+            dpkg --extract "$package" root.new
+        done
+        mv root.new root
+    )
+}
+
+# The folder with the shared libraries of a suite.
+libraries() {
+    local place
+    for place in "$folder/$1/root/lib" "$folder/$1/root/usr/lib"; do
+        if [ -e "$place/x86_64-linux-gnu/libc.so.6" ]; then
+            echo "$place/x86_64-linux-gnu"
+            return
+        fi
+    done
+    echo "versions.sh: no C library in $folder/$1" >&2
+    exit 2
+}
+
+# Builds the fixtures against the C library of a suite; they run with it.
+build() {
+    local suite=$1 root=$folder/$1/root link=$folder/$1/link library name
+    library=$(libraries "$suite")
+    rm -rf "$link"
+    mkdir -p "$link"
+    ln -s "$root"/usr/lib/x86_64-linux-gnu/*.[oa] "$link"
+    echo "GROUP ( $library/libc.so.6 $link/libc_nonshared.a AS_NEEDED ( $library/ld-linux-x86-64.so.2 ) )" >"$link/libc.so"
+    for name in pthread dl; do
+        # Up to 2.33; later ones have these in libc, and an empty archive.
+        [ "$(stat --format %s "$link/lib$name.a" -L)" -lt 100 ] ||
+            ln -s "$library/lib$name".so.[0-9] "$link/lib$name.so"
+    done
+    for name in generator heap_modes; do
+        gcc -O1 -g -pthread -isystem "$root/usr/include" -isystem "$root/usr/include/x86_64-linux-gnu" \
+            -B"$link" -L"$link" -Wl,-rpath-link,"$library" -Wl,-rpath,"$library" \
+            -Wl,--dynamic-linker="$library/ld-linux-x86-64.so.2" \
+            -o "$folder/$suite/$name" "fixtures/$name.c" -ldl
+    done
+}
+
+# The release, from what the library says when it is run.
+release() {
+    local library
+    library=$(libraries "$1")
+    "$library/ld-linux-x86-64.so.2" "$library/libc.so.6" |
+        sed --quiet '1s/.*release version \([0-9.]*[0-9]\).*/\1/p'
+}
+
+# check RELEASE STARTED_BY MODE SEED COMMAND...: runs one case, and counts it.
+check() {
+    local what="$1 $2 $3 seed $4" result
+    shift 4
+    [[ $what =~ $only ]] || return 0
+    runs[$version]=$((${runs[$version]:-0} + 1))
+    if result=$(python3 tests/versions/check.py "$rleaks" "$@" 2>&1); then
+        exact[$version]=$((${exact[$version]:-0} + 1))
+    fi
+    echo "$what: $result"
+}
+
+# Runs a mode, given as a line of the table, with all seeds and both ways to start.
+run_mode() {
+    local suite=$1 mode=$2 words= setting environment=() library seed
+    shift 2
+    for setting; do
+        case $setting in
+        words=*) words=${setting#words=} ;;
+        *) environment+=("$setting") ;;
+        esac
+    done
+    library=$(libraries "$suite")
+    for ((seed = 1; seed <= seeds; seed++)); do
+        for started in kernel loader; do
+            command=(env "${environment[@]}")
+            [ "$started" = kernel ] || command+=("$library/ld-linux-x86-64.so.2" --library-path "$library")
+            [ -n "$words" ] ||
+                check "$version" "$started" "$mode generator" "$seed" "${command[@]}" \
+                    "$folder/$suite/generator" "$seed" $((seed % 7)) $((1000 + seed % 10 * 500))
+            check "$version" "$started" "$mode heap_modes" "$seed" "${command[@]}" \
+                "$folder/$suite/heap_modes" "${words:-plain}" "$seed" $((seed * 3 % 13)) $((1000 * (seed % 9 + 1)))
+        done
+    done
+}
+
+rleaks=${RLEAKS:-target/release/rleaks}
+[ -n "${RLEAKS:-}" ] || cargo build --release --quiet
+declare -A runs exact
+versions=()
+for suite in "${suites[@]}"; do
+    fetch "$suite"
+    build "$suite"
+    version=$(release "$suite")
+    versions+=("$version")
+    for mode in "${modes[@]}"; do
+        # shellcheck disable=SC2086 # The columns of the table are words.
+        run_mode "$suite" $mode
+    done
+done
+
+status=0
+for version in "${versions[@]}"; do
+    echo "glibc $version: ${exact[$version]:-0} of ${runs[$version]:-0} runs exact"
+    [ "${exact[$version]:-0}" = "${runs[$version]:-0}" ] || status=1
+done
+exit $status
