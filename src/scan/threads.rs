@@ -7,32 +7,66 @@
 use rustc_hash::FxHashSet;
 
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::{Memory, words};
+use crate::memory::{Memory, Width};
 use crate::scan::RootKind;
 use crate::scan::roots::{Claim, between};
 use crate::snapshot::{Snapshot, Thread};
 
-/// Below the stack pointer, a function that calls no other may keep this much: the System V ABI's
-/// red zone on x86-64.
-const RED_ZONE: u64 = 128;
 const PAGE: u64 = 4096;
-
-/// Offsets in `struct pthread` (`nptl/descr.h`), x86-64, all versions: the thread control block
-/// with its own address and the vector of dynamic TLS, then the link into a list of stacks, then
-/// the thread id.
-const SELF: u64 = 0x10;
-const DTV: u64 = 0x08;
-const LIST: u64 = 0x2c0;
-const TID: u64 = 0x2d0;
-/// `stackblock` and `stackblock_size` lie in this part; the place differs between versions.
-const STACK_BLOCK: (u64, u64) = (0x200, 0xa00);
 /// More than `struct pthread` and what alignment may add behind it.
 const MAX_PTHREAD: u64 = 0x4000;
-/// `struct pthread` of the main thread is as large as this, or smaller.
-const MAIN_PTHREAD: u64 = 0x900;
 const SMALLEST_STACK: u64 = 16 * 1024;
 /// More threads than a kernel allows.
 const MAX_STACKS: usize = 1 << 22;
+
+/// Where `struct pthread` (`nptl/descr.h`) has what, in all versions: the thread control block with
+/// the vector of dynamic TLS and its own address, then the link into a list of stacks, then the
+/// thread id.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    width: Width,
+    /// Below the stack pointer, a function that calls no other may keep this much: the red zone of
+    /// the System V ABI.
+    red_zone: u64,
+    dtv: u64,
+    own_address: u64,
+    list: u64,
+    tid: u64,
+    /// `stackblock` and `stackblock_size` lie in this part; the place differs between versions.
+    stack_block: (u64, u64),
+    /// The struct of the main thread is as large as this, or smaller.
+    main_size: u64,
+}
+
+const LAYOUT_32: Layout = Layout {
+    width: Width::Four,
+    red_zone: 0,
+    dtv: 0x04,
+    own_address: 0x08,
+    list: 0x60,
+    tid: 0x68,
+    stack_block: (0x60, 0x600),
+    main_size: 0x600,
+};
+const LAYOUT_64: Layout = Layout {
+    width: Width::Eight,
+    red_zone: 128,
+    dtv: 0x08,
+    own_address: 0x10,
+    list: 0x2c0,
+    tid: 0x2d0,
+    stack_block: (0x200, 0xa00),
+    main_size: 0x900,
+};
+
+impl Layout {
+    fn of(snapshot: &Snapshot) -> Self {
+        match snapshot.width {
+            Width::Four => LAYOUT_32,
+            Width::Eight => LAYOUT_64,
+        }
+    }
+}
 
 /// The memory of one thread, as its `struct pthread` describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +81,9 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     let mut tls = Vec::new();
     let mut stacks = Vec::new();
     let tls_size = static_tls_size(snapshot);
+    let layout = Layout::of(snapshot);
     for thread in &snapshot.threads {
-        let own = pthread_stack(&*snapshot.memory, thread.thread_pointer);
+        let own = pthread_stack(&*snapshot.memory, layout, thread.thread_pointer);
         tls.push(tls_claim(snapshot, thread, own, tls_size));
         let (below, live) = stack_of(snapshot, thread, own);
         dead.push(below);
@@ -57,9 +92,10 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     for ended in cached_stacks(snapshot).unwrap_or_default() {
         dead.push(between(
             ended.block.start,
-            ended.thread_pointer.saturating_add(DTV),
+            ended.thread_pointer.saturating_add(layout.dtv),
         ));
-        let dtv = AddrRange::with_size(ended.thread_pointer.saturating_add(DTV), 8);
+        let dtv = ended.thread_pointer.saturating_add(layout.dtv);
+        let dtv = AddrRange::with_size(dtv, layout.width.bytes());
         dead.push(between(dtv.end, ended.block.end));
         tls.push(Claim {
             range: dtv,
@@ -93,7 +129,9 @@ fn stack_of(
         kind: Some(RootKind::Stacks),
         name: format!("stack of thread {}", thread.tid),
     };
-    let live_from = thread.stack_pointer.saturating_sub(RED_ZONE).align_down(8);
+    let layout = Layout::of(snapshot);
+    let live_from = thread.stack_pointer.saturating_sub(layout.red_zone);
+    let live_from = live_from.align_down(layout.width.bytes());
     let nothing = AddrRange::default();
     let own = own
         .map(|own| own.block)
@@ -135,7 +173,10 @@ fn tls_claim(
 ) -> Claim {
     let pointer = thread.thread_pointer;
     let region = snapshot.region_at(pointer).map(|region| region.range);
-    let end = own.map_or(pointer.saturating_add(MAIN_PTHREAD), |own| own.block.end);
+    let end = own.map_or(
+        pointer.saturating_add(Layout::of(snapshot).main_size),
+        |own| own.block.end,
+    );
     let wanted = between(pointer.saturating_sub(tls_size), end);
     Claim {
         range: region.unwrap_or_default().intersection(&wanted),
@@ -155,15 +196,16 @@ fn static_tls_size(snapshot: &Snapshot) -> u64 {
 
 /// The stack that the `struct pthread` at `pointer` describes, if there is one: the struct lies at
 /// the upper end of it.
-fn pthread_stack(memory: &dyn Memory, pointer: Addr) -> Option<PthreadStack> {
-    let is_own = |offset| memory.word(pointer.saturating_add(offset)) == Some(pointer.0);
-    if pointer == Addr(0) || !is_own(0) || !is_own(SELF) {
+fn pthread_stack(memory: &dyn Memory, layout: Layout, pointer: Addr) -> Option<PthreadStack> {
+    let width = layout.width;
+    let is_own = |offset| memory.pointer(pointer.saturating_add(offset), width) == Some(pointer.0);
+    if pointer == Addr(0) || !is_own(0) || !is_own(layout.own_address) {
         return None;
     }
-    let (first, end) = STACK_BLOCK;
+    let (first, end) = layout.stack_block;
     let mut bytes = vec![0; usize::try_from(end.saturating_sub(first)).ok()?];
     let count = memory.read(pointer.saturating_add(first), &mut bytes);
-    let words: Vec<u64> = words(&bytes).take(count / 8).collect();
+    let words: Vec<u64> = width.words(bytes.get(..count)?).collect();
     words
         .array_windows()
         .map(|[start, size]| AddrRange::with_size(Addr(*start), *size))
@@ -188,6 +230,7 @@ fn pthread_stack(memory: &dyn Memory, pointer: Addr) -> Option<PthreadStack> {
 /// scanned like other memory.
 fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     let memory = &*snapshot.memory;
+    let layout = Layout::of(snapshot);
     let main = snapshot
         .threads
         .iter()
@@ -195,7 +238,7 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     if !snapshot
         .threads
         .iter()
-        .all(|thread| has_known_layout(memory, thread))
+        .all(|thread| has_known_layout(memory, layout, thread))
     {
         return None;
     }
@@ -203,18 +246,22 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     let images: RangeSet = segments.map(|segment| segment.range).collect();
     let alive = snapshot.threads.iter().map(|thread| thread.thread_pointer);
     let alive: FxHashSet<Addr> = alive.collect();
-    let user = ring(memory, main.thread_pointer.checked_add(LIST)?)?
-        .into_iter()
-        .find(|node| images.contains(*node))?;
-    let cache = user.checked_add(16)?;
+    let user = ring(
+        memory,
+        layout.width,
+        main.thread_pointer.checked_add(layout.list)?,
+    )?
+    .into_iter()
+    .find(|node| images.contains(*node))?;
+    let cache = user.checked_add(2 * layout.width.bytes())?;
     let mut stacks = Vec::new();
-    for node in ring(memory, cache)?
+    for node in ring(memory, layout.width, cache)?
         .into_iter()
         .filter(|node| *node != cache)
     {
-        let stack = pthread_stack(memory, Addr(node.0.checked_sub(LIST)?))?;
+        let stack = pthread_stack(memory, layout, Addr(node.0.checked_sub(layout.list)?))?;
         let is_alive = alive.contains(&stack.thread_pointer);
-        let tid = memory.word32(stack.thread_pointer.checked_add(TID)?)?;
+        let tid = memory.word32(stack.thread_pointer.checked_add(layout.tid)?)?;
         if is_alive || tid.cast_signed() > 0 {
             return None;
         }
@@ -224,19 +271,21 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
 }
 
 /// Says whether `struct pthread` has its thread id where it is expected.
-fn has_known_layout(memory: &dyn Memory, thread: &Thread) -> bool {
-    memory.word32(thread.thread_pointer.saturating_add(TID)) == Some(thread.inner_tid)
+fn has_known_layout(memory: &dyn Memory, layout: Layout, thread: &Thread) -> bool {
+    memory.word32(thread.thread_pointer.saturating_add(layout.tid)) == Some(thread.inner_tid)
 }
 
 /// The nodes of the doubly linked list that `start` is in, from `start` on. `None` where it is no
 /// ring.
-fn ring(memory: &dyn Memory, start: Addr) -> Option<Vec<Addr>> {
+fn ring(memory: &dyn Memory, width: Width, start: Addr) -> Option<Vec<Addr>> {
     let mut nodes = Vec::new();
     let mut node = start;
     loop {
         nodes.push(node);
-        let next = Addr(memory.word(node)?);
-        if nodes.len() > MAX_STACKS || memory.word(next.checked_add(8)?) != Some(node.0) {
+        let next = Addr(memory.pointer(node, width)?);
+        if nodes.len() > MAX_STACKS
+            || memory.pointer(next.checked_add(width.bytes())?, width) != Some(node.0)
+        {
             return None;
         }
         if next == start {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Fixture, addresses, leaks, leaks_without_roots};
+use crate::support::{Build, Fixture, addresses, leaks, leaks_without_roots};
 
 /// rleaks reports exactly the blocks that the fixture leaked: nothing missing, nothing else.
 fn assert_leaks_are_true(fixture: &Fixture) {
@@ -69,7 +69,7 @@ fn what_the_kernel_holds_is_a_root() {
 
 #[test]
 fn static_and_dynamic_thread_local_variables_are_roots() {
-    let library = Fixture::library("tls_library.c");
+    let library = Fixture::library("tls_library.c", Build::Dynamic);
     let fixture = Fixture::start_with("root_tls.c", &[library.to_str().unwrap()]);
     assert_leaks_are_true(&fixture);
     let is_static = |at: &u64| fixture.notes[at] == "static";

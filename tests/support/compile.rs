@@ -10,17 +10,40 @@ use std::sync::atomic::Ordering::Relaxed;
 
 static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
+/// What a fixture is compiled for, and how it is linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Build {
+    /// For x86-64, dynamically.
+    Dynamic,
+    Static,
+    StaticPie,
+    I386,
+    I386Static,
+}
+
+impl Build {
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Dynamic => &[],
+            Self::Static => &["-static"],
+            Self::StaticPie => &["-static-pie"],
+            Self::I386 => &["-m32"],
+            Self::I386Static => &["-m32", "-static"],
+        }
+    }
+}
+
 /// Compiles `fixtures/FILE` and returns where the result is.
 ///
 /// Tests run in many processes and threads: each compiles under a name of its own and renames the
 /// result, so that no half-written file is ever run and nobody waits for a lock.
-pub(super) fn compile(file: &str) -> PathBuf {
+pub(super) fn compile(file: &str, build: Build) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
     let source = folder.join(file);
     let (compiler, flags) = command_line(file);
 
     let mut hasher = DefaultHasher::new();
-    (compiler, flags).hash(&mut hasher);
+    (compiler, flags, build.flags()).hash(&mut hasher);
     for path in [&source, &folder.join("fixture.h")] {
         let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         text.hash(&mut hasher);
@@ -36,6 +59,7 @@ pub(super) fn compile(file: &str) -> PathBuf {
     let unfinished = output.with_extension(format!("{}-{number}", std::process::id()));
     let status = Command::new(compiler)
         .args(flags)
+        .args(build.flags())
         .arg("-o")
         .args([&unfinished, &source])
         .status()

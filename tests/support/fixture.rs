@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use super::compile::compile;
+use super::compile::{Build, compile};
 use super::report::parse_address;
 
 /// What a fixture says about a block that it leaked on purpose.
@@ -44,7 +44,12 @@ impl Fixture {
 
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(compile(file))
+        Self::start_built(file, Build::Dynamic, arguments)
+    }
+
+    /// The same, built in another way than usual.
+    pub(crate) fn start_built(file: &str, build: Build, arguments: &[&str]) -> Self {
+        let mut child = Command::new(compile(file, build))
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -69,8 +74,8 @@ impl Fixture {
     }
 
     /// Where the shared library of `fixtures/FILE` is.
-    pub(crate) fn library(file: &str) -> PathBuf {
-        compile(file)
+    pub(crate) fn library(file: &str, build: Build) -> PathBuf {
+        compile(file, build)
     }
 
     /// The pid, as an argument for rleaks.

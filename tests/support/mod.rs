@@ -6,6 +6,7 @@ mod compile;
 mod fixture;
 mod report;
 
+pub(crate) use compile::Build;
 pub(crate) use fixture::{Fixture, Leak};
 pub(crate) use report::{addresses, heap, leaks, leaks_without_roots, parse_address};
 

@@ -1,7 +1,7 @@
 //! Looking for segments where nothing says that they start.
 
 use super::chunks::{End, Segment, Walk};
-use super::layout::{MIN_CHUNK, PAGE};
+use super::layout::{ChunkLayout, PAGE};
 use crate::addr::{Addr, AddrRange};
 use crate::memory::{Memory, Window};
 
@@ -23,18 +23,20 @@ pub(super) struct Search<'a> {
 
 impl<'a> Search<'a> {
     /// A search in `bytes` of `memory`.
-    pub(super) fn new(memory: &'a dyn Memory, bytes: u64) -> Self {
+    pub(super) fn new(memory: &'a dyn Memory, chunks: ChunkLayout, bytes: u64) -> Self {
         Self {
             ahead: Window::new(memory),
             aside: Window::small(memory),
-            left: (bytes / MIN_CHUNK).saturating_add(SLACK),
+            left: (bytes / chunks.min_chunk()).saturating_add(SLACK),
         }
     }
 
     /// The walk of `segment`, if it is one: its first chunk says that nothing free lies before it,
     /// and it ends as segments do.
     pub(super) fn walk(&mut self, segment: Segment) -> Option<Walk> {
-        let header = self.ahead.word(segment.start.checked_add(8)?)?;
+        let chunks = segment.chunks;
+        let header = segment.start.checked_add(chunks.word())?;
+        let header = self.ahead.pointer(header, chunks.width)?;
         if self.left == 0 || !segment.may_begin_with(header) {
             return None;
         }

@@ -14,7 +14,7 @@ use super::regions::RegionUse;
 use super::suspend::{SuspendError, Suspended};
 use super::view::{View, ViewError};
 use crate::memory::Memory;
-use crate::snapshot::{self, Method, Module, Process, Region, Thread};
+use crate::snapshot::{self, Method, Module, Process, Region};
 use crate::warning::{Bias, Warning};
 
 /// What the copy may need beyond the survey's estimate: the target runs on until it is stopped.
@@ -40,8 +40,8 @@ pub enum CaptureError {
     /// Its page map cannot be read.
     #[error("cannot read the page map of process {0}, which tells what may be read without harm")]
     PageMap(u32, #[source] io::Error),
-    /// The target has 32-bit code.
-    #[error("process {0} is no 64-bit program: rleaks reads x86-64 processes only")]
+    /// The target is a program for another kind of processor, or mixes two.
+    #[error("process {0} is neither an x86-64 nor an i386 program: rleaks reads only these")]
     Architecture(u32),
     /// Memory for the copy could not be had.
     #[error("cannot allocate {0} bytes for the copy: use --snapshot=stream")]
@@ -88,6 +88,7 @@ impl Target {
     /// Says so when there is no such process, or when it may not be read.
     pub fn survey(&self, method: Method) -> Result<Survey, CaptureError> {
         let view = View::open(self.pid)?;
+        view.width().ok_or(CaptureError::Architecture(self.pid))?;
         let regions = view.regions()?;
         let uses = view.region_uses()?;
         let plan = Plan::new(&regions, &uses, &view.pagemap)
@@ -115,13 +116,16 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let (suspended, standstill) = Suspended::stop(self.pid, survey.limit())?;
+        let (suspended, mut standstill) = Suspended::stop(self.pid, survey.limit())?;
         let taken_at = SystemTime::now();
-        if standstill.threads.iter().any(Thread::is_32_bit) {
-            return Err(CaptureError::Architecture(self.pid));
-        }
         // Opened anew: the target may have executed another program since the survey.
         let view = View::open(self.pid)?;
+        let width = view.width().ok_or(CaptureError::Architecture(self.pid))?;
+        for thread in &mut standstill.threads {
+            if *thread.width.get_or_insert(width) != width {
+                return Err(CaptureError::Architecture(self.pid));
+            }
+        }
         let regions = view.regions()?;
         Ok(Stopped::new(
             self.clone(),

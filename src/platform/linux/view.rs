@@ -1,13 +1,14 @@
 //! The files of `/proc` through which a process is seen.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 
 use super::pagemap::PageMap;
 use super::process_memory::ProcessMemory;
 use super::procfs;
 use super::regions::{self, RegionUse};
 use super::suspend::SuspendError;
+use crate::memory::Width;
 use crate::snapshot::{Process, Region};
 
 /// Why a file of `/proc` could not be read.
@@ -88,10 +89,19 @@ impl View {
         }
     }
 
-    /// The auxiliary vector.
-    pub(super) fn auxv(&self) -> Vec<(u64, u64)> {
+    /// The size of the program's pointers, as the ELF header of its executable has it; `None` for
+    /// what rleaks cannot read.
+    pub(super) fn width(&self) -> Option<Width> {
+        let mut header = [0; 20];
+        let mut executable = File::open(path(self.pid, self.tid, "exe")).ok()?;
+        executable.read_exact(&mut header).ok()?;
+        width_of(header)
+    }
+
+    /// The auxiliary vector of a program with pointers of this width.
+    pub(super) fn auxv(&self, width: Width) -> Vec<(u64, u64)> {
         self.read("auxv")
-            .map_or_else(|_| Vec::new(), |bytes| procfs::parse_auxv(&bytes))
+            .map_or_else(|_| Vec::new(), |bytes| procfs::parse_auxv(&bytes, width))
     }
 
     /// Says whether the process still has its memory.
@@ -114,6 +124,18 @@ pub enum ViewError {
     /// The process is not there, or has no memory.
     #[error(transparent)]
     Suspend(#[from] SuspendError),
+}
+
+/// The class and the machine in the first bytes of an executable: x32 programs have the class of
+/// i386 and the machine of x86-64.
+fn width_of(header: [u8; 20]) -> Option<Width> {
+    const EM_386: u8 = 3;
+    const EM_X86_64: u8 = 62;
+    match (header[4], header[18]) {
+        (1, EM_386) => Some(Width::Four),
+        (2, EM_X86_64) => Some(Width::Eight),
+        _ => None,
+    }
 }
 
 /// The main thread, or where that has ended another one.
