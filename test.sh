@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 # A compiler for the fixtures, programs that are scanned while they work, and the tools that
 # confirm what rleaks says about them.
 packages=(
-    gcc g++ libc6-dev musl-tools binutils xz-utils
+    gcc g++ gcc-multilib g++-multilib libc6-dev libc6-dev-i386 musl-tools binutils xz-utils
     python3 sqlite3 mono-runtime mono-mcs libmono-corlib4.5-cil libjemalloc2
     gdb valgrind procps
 )

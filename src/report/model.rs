@@ -65,7 +65,7 @@ pub struct Target {
     pub command_line: Vec<String>,
     /// The operating system: `linux`, `macos`.
     pub os: String,
-    /// The instruction set: `x86_64`, `i386`, `aarch64`.
+    /// The instruction set: `x86_64`, `aarch64`.
     pub arch: String,
     /// The size of a pointer in bytes.
     pub pointer_size: u32,

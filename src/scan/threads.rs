@@ -253,7 +253,19 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     )?
     .into_iter()
     .find(|node| images.contains(*node))?;
-    let cache = user.checked_add(2 * layout.width.bytes())?;
+    let size = 2 * layout.width.bytes();
+    // Static programs have the lists as variables, which lie the other way round.
+    let mut neighbours = [user.checked_add(size)?, Addr(user.0.checked_sub(size)?)].into_iter();
+    neighbours.find_map(|cache| stacks_of_list(memory, layout, cache, &alive))
+}
+
+/// The stacks on the list whose head is at `cache`; `None` if one of them has a thread.
+fn stacks_of_list(
+    memory: &dyn Memory,
+    layout: Layout,
+    cache: Addr,
+    alive: &FxHashSet<Addr>,
+) -> Option<Vec<PthreadStack>> {
     let mut stacks = Vec::new();
     for node in ring(memory, layout.width, cache)?
         .into_iter()

@@ -11,3 +11,4 @@ mod kinds;
 mod roots;
 #[path = "../support/mod.rs"]
 mod support;
+mod widths;
