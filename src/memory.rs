@@ -74,6 +74,13 @@ impl Width {
         }
     }
 
+    /// The size of two pointers: of a pair in a table.
+    #[inline]
+    #[must_use]
+    pub const fn pair_size(self) -> usize {
+        2 * self.size()
+    }
+
     /// The little-endian word that `bytes` start with; `None` when they are fewer.
     #[inline]
     #[must_use]

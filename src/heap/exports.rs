@@ -226,7 +226,7 @@ fn first_link(memory: &dyn Memory, modules: &[Module]) -> Option<Addr> {
         let dynamic = module.dynamic?;
         let word = |addr| memory.pointer(addr, module.width);
         let size = module.width.bytes();
-        let entries = (dynamic.start.0..dynamic.end.0).step_by(2 * module.width.size());
+        let entries = (dynamic.start.0..dynamic.end.0).step_by(module.width.pair_size());
         let debug = entries
             .take(1024)
             .map(Addr)

@@ -270,8 +270,8 @@ fn rows_in<'a>(
 
 /// The words of `bytes`, which are at `start`, whose addresses are multiples of their size.
 fn aligned<const SIZE: usize>(start: Addr, bytes: &[u8]) -> &[[u8; SIZE]] {
-    let skipped = start.align_up(SIZE as u64);
-    let skipped = skipped.map_or(0, |first| (first.0 - start.0) as usize);
+    let skipped = (start.0.wrapping_neg() % SIZE as u64).try_into();
+    let skipped = skipped.unwrap_or(0);
     bytes.get(skipped..).unwrap_or_default().as_chunks().0
 }
 

@@ -76,7 +76,7 @@ impl<'a> Dynamic<'a> {
         let range = module.dynamic.unwrap_or_default();
         let bytes = read_up_to(memory, range.start, range.size().min(MAX_DYNAMIC));
         let entries = bytes
-            .chunks_exact(2 * module.width.size())
+            .chunks_exact(module.width.pair_size())
             .filter_map(|entry| {
                 let value = entry.get(module.width.size()..)?;
                 Some((module.width.word(entry)?, module.width.word(value)?))
@@ -140,7 +140,9 @@ impl<'a> Dynamic<'a> {
         let strings_size = self.entry(DT_STRSZ)?.min(MAX_STRINGS);
         let strings = self.bytes(self.table(DT_STRTAB)?, strings_size);
         let context = Ctx::new(container, Endian::Little);
-        let count = table.len() / usize::try_from(symbol_size).ok()?;
+        let count = table
+            .len()
+            .checked_div(usize::try_from(symbol_size).ok()?)?;
         let mut names_left = MAX_NAMES;
         let symbols = Sym::parse(&table, 0, count, context).ok()?.into_iter();
         let symbols = symbols.filter_map(|symbol| self.symbol(&symbol, &strings));

@@ -296,7 +296,7 @@ fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, TcacheLayo
 /// read.
 fn words_below(memory: &dyn Memory, width: Width, pointer: Addr) -> Vec<(u64, u64)> {
     // A page at a time, since a read ends at the first page that is missing.
-    let words = TLS_REACH / width.size();
+    let words = TLS_REACH.checked_div(width.size()).unwrap_or(0);
     let mut found = Vec::new();
     let mut buffer = [0; PAGE_SIZE];
     let mut end = pointer;

@@ -122,6 +122,7 @@ const fn arena(
 }
 
 /// From `bins` to `next`: 254 words of bins and 16 bytes of `binmap`.
+#[expect(clippy::arithmetic_side_effects, reason = "a word has 4 or 8 bytes")]
 pub(super) const fn bins_to_next(width: Width) -> u64 {
     254 * width.bytes() + 16
 }

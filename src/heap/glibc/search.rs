@@ -27,7 +27,10 @@ impl<'a> Search<'a> {
         Self {
             ahead: Window::new(memory),
             aside: Window::small(memory),
-            left: (bytes / chunks.min_chunk()).saturating_add(SLACK),
+            left: bytes
+                .checked_div(chunks.min_chunk())
+                .unwrap_or(0)
+                .saturating_add(SLACK),
         }
     }
 

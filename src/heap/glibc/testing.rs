@@ -177,7 +177,7 @@ impl Built {
             built.memory.set_word(OTHER_HEAP + offset, word);
         }
         built.tcache(BRK);
-        let start = BRK + release.tcache.map_or(0, |tcache| tcache.chunk());
+        let start = BRK + release.tcache.map_or(0, TcacheLayout::chunk);
         built.chunks(MAIN_ARENA, start, BRK + HEAP_SIZE, &contents.main);
         let start = (other + release.arena.size()).next_multiple_of(16);
         built.chunks(other, start, OTHER_HEAP + HEAP_SIZE, &contents.other);
