@@ -17,8 +17,15 @@ fn benchmarks(criterion: &mut Criterion) {
     let heap = Heap::new();
     let index = BlockIndex::new(&heap.blocks).expect("few blocks");
     let extract = || {
-        Graph::extract(&heap, &index, &heap.roots(), Alignment::Words, &|| false)
-            .expect("nothing interrupts")
+        Graph::extract(
+            &heap,
+            rleaks::memory::Width::Eight,
+            &index,
+            &heap.roots(),
+            Alignment::Words,
+            &|| false,
+        )
+        .expect("nothing interrupts")
     };
     let graph = extract();
     let marks = scan::mark(&graph);

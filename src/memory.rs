@@ -27,10 +27,74 @@ pub trait Memory: Sync {
         (self.read(addr, &mut bytes) == bytes.len()).then(|| u64::from_le_bytes(bytes))
     }
 
+    /// The pointer at `addr` in a target whose pointers have this width, as [`Memory::word`] has
+    /// words.
+    fn pointer(&self, addr: Addr, width: Width) -> Option<u64> {
+        match width {
+            Width::Four => self.word32(addr).map(u64::from),
+            Width::Eight => self.word(addr),
+        }
+    }
+
     /// The 32-bit little-endian word at `addr`; `None` when part of it cannot be read.
     fn word32(&self, addr: Addr) -> Option<u32> {
         let mut bytes = [0; 4];
         (self.read(addr, &mut bytes) == bytes.len()).then(|| u32::from_le_bytes(bytes))
+    }
+}
+
+/// The size of the target's pointers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Width {
+    /// 32 bits: i386.
+    Four,
+    /// 64 bits.
+    #[default]
+    Eight,
+}
+
+impl Width {
+    /// The bytes of a pointer.
+    #[inline]
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The bytes of a pointer, as a size of ours.
+    #[inline]
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The size of two pointers: of a pair in a table.
+    #[inline]
+    #[must_use]
+    pub const fn pair_size(self) -> usize {
+        2 * self.size()
+    }
+
+    /// The little-endian word that `bytes` start with; `None` when they are fewer.
+    #[inline]
+    #[must_use]
+    pub fn word(self, bytes: &[u8]) -> Option<u64> {
+        match self {
+            Self::Four => Some(u32::from_le_bytes(*bytes.first_chunk()?).into()),
+            Self::Eight => Some(u64::from_le_bytes(*bytes.first_chunk()?)),
+        }
+    }
+
+    /// The words of `bytes`, which need not be aligned; a rest of less than a word is left out.
+    pub fn words(self, bytes: &[u8]) -> impl DoubleEndedIterator<Item = u64> + '_ {
+        let words = bytes.chunks_exact(self.size());
+        words.map(move |word| self.word(word).unwrap_or(0))
     }
 }
 
@@ -40,12 +104,6 @@ pub struct Window<'a> {
     start: Addr,
     bytes: Vec<u8>,
     filled: usize,
-}
-
-/// The words of `bytes`, which need not be aligned; a rest of less than a word is left out.
-pub fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
-    let (words, _) = bytes.as_chunks();
-    words.iter().map(|word| u64::from_le_bytes(*word))
 }
 
 impl<'a> Window<'a> {
@@ -75,27 +133,26 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// The word at `addr`, as [`Memory::word`] has it.
+    /// The pointer at `addr`, as [`Memory::pointer`] has it.
     #[inline]
-    pub fn word(&mut self, addr: Addr) -> Option<u64> {
-        match self.buffered(addr) {
+    pub fn pointer(&mut self, addr: Addr, width: Width) -> Option<u64> {
+        match self.buffered(addr, width) {
             Some(word) => Some(word),
-            None => self.refill(addr),
+            None => self.refill(addr, width),
         }
     }
 
     #[inline]
-    fn buffered(&self, addr: Addr) -> Option<u64> {
+    fn buffered(&self, addr: Addr, width: Width) -> Option<u64> {
         let offset = usize::try_from(addr.0.wrapping_sub(self.start.0)).ok()?;
-        let bytes = self.bytes[..self.filled].get(offset..)?.first_chunk()?;
-        Some(u64::from_le_bytes(*bytes))
+        width.word(self.bytes[..self.filled].get(offset..)?)
     }
 
     #[cold]
-    fn refill(&mut self, addr: Addr) -> Option<u64> {
+    fn refill(&mut self, addr: Addr, width: Width) -> Option<u64> {
         self.start = addr;
         self.filled = self.memory.read(addr, &mut self.bytes);
-        self.buffered(addr)
+        self.buffered(addr, width)
     }
 }
 

@@ -87,7 +87,7 @@ fn scan(pid: u32, args: &LeaksArgs, phases: &mut Phases) -> anyhow::Result<Repor
         None => &*snapshot.memory,
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
-    let describer = Describer::new(memory, &symbolizer, &captured.heap);
+    let describer = Describer::new(memory, snapshot.width, &symbolizer, &captured.heap);
     let descriptions = describe(&describer, &captured.heap, &leaks, &args.output);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
@@ -134,6 +134,7 @@ fn extract(
     let interrupted = || interrupt_flag().load(Ordering::Relaxed);
     Ok(Graph::extract(
         &*snapshot.memory,
+        snapshot.width,
         index,
         &roots,
         alignment,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use crate::addr::{Addr, AddrRange};
-use crate::memory::{Memory, words};
+use crate::memory::{Memory, Width};
 use crate::snapshot::{DynamicSymbol, Module, Thread, dynamic_symbols};
 
 /// Functions that glibc defines in one file, `malloc/malloc.c`, so that its code lies between
@@ -42,6 +42,8 @@ const MAX_UNKNOWN_LINKS: usize = 64;
 const SEARCHED_WORDS: usize = 64;
 /// System calls that malloc itself makes: mmap, mprotect, munmap, brk, mremap, madvise, futex.
 const SYSTEM_CALLS_OF_MALLOC: [u64; 7] = [9, 10, 11, 12, 25, 28, 202];
+/// The same on i386, where there are two of futex.
+const SYSTEM_CALLS_OF_MALLOC_32: [u64; 8] = [192, 125, 91, 45, 163, 219, 240, 422];
 
 /// A module that defines `malloc` for others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,9 +195,14 @@ fn link_order<'a>(memory: &dyn Memory, modules: &'a [Module]) -> Vec<&'a Module>
         .collect();
     let mut ordered = Vec::new();
     let mut unknown = 0..MAX_UNKNOWN_LINKS;
+    let width = modules.first().map_or(Width::Eight, |module| module.width);
     let mut link = first_link(memory, modules);
     while let Some(at) = link.filter(|at| at.0 != 0) {
-        let dynamic = memory.word(at.saturating_add(16)).map(Addr);
+        let field = |index: u64| {
+            let addr = at.checked_add(index.checked_mul(width.bytes())?)?;
+            memory.pointer(addr, width).map(Addr)
+        };
+        let dynamic = field(2);
         match dynamic.and_then(|dynamic| by_dynamic.get(&dynamic)) {
             Some(index) => match left.remove(index) {
                 Some(module) => ordered.push(module),
@@ -206,7 +213,7 @@ fn link_order<'a>(memory: &dyn Memory, modules: &'a [Module]) -> Vec<&'a Module>
             None if unknown.next().is_some() => {}
             None => break,
         }
-        link = memory.word(at.saturating_add(24)).map(Addr);
+        link = field(3);
     }
     ordered.extend(left.into_values());
     ordered
@@ -217,12 +224,15 @@ fn first_link(memory: &dyn Memory, modules: &[Module]) -> Option<Addr> {
     const DT_DEBUG: u64 = 21;
     modules.iter().find_map(|module| {
         let dynamic = module.dynamic?;
-        let entries = (dynamic.start.0..dynamic.end.0).step_by(16).take(1024);
+        let word = |addr| memory.pointer(addr, module.width);
+        let size = module.width.bytes();
+        let entries = (dynamic.start.0..dynamic.end.0).step_by(module.width.pair_size());
         let debug = entries
+            .take(1024)
             .map(Addr)
-            .find(|entry| memory.word(*entry) == Some(DT_DEBUG))?;
-        let debug = memory.word(debug.saturating_add(8)).filter(|at| *at != 0)?;
-        memory.word(Addr(debug).checked_add(8)?).map(Addr)
+            .find(|entry| word(*entry) == Some(DT_DEBUG))?;
+        let debug = word(debug.saturating_add(size)).filter(|at| *at != 0)?;
+        word(Addr(debug).checked_add(size)?).map(Addr)
     })
 }
 
@@ -240,17 +250,21 @@ pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Expor
     if is_code(thread.instruction_pointer) {
         return true;
     }
+    let width = thread.width.unwrap_or_default();
+    let calls: &[u64] = match width {
+        Width::Four => &SYSTEM_CALLS_OF_MALLOC_32,
+        Width::Eight => &SYSTEM_CALLS_OF_MALLOC,
+    };
     if thread
         .system_call
-        .is_some_and(|call| !SYSTEM_CALLS_OF_MALLOC.contains(&call))
+        .is_some_and(|call| !calls.contains(&call))
     {
         return false;
     }
     let mut stack = [0; SEARCHED_WORDS * 8];
     let count = memory.read(thread.stack_pointer, &mut stack);
-    words(&stack)
-        .take(count / 8)
-        .any(|word| is_code(Addr(word)))
+    let words = width.words(stack.get(..count).unwrap_or_default());
+    words.take(SEARCHED_WORDS).any(|word| is_code(Addr(word)))
 }
 
 #[cfg(test)]

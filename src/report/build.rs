@@ -11,8 +11,9 @@ use super::model::{
 use super::time::rfc3339;
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
+use crate::memory::Width;
 use crate::scan::{self, LeakKind};
-use crate::snapshot::{self, Method, Process, Snapshot};
+use crate::snapshot::{self, Method, Snapshot};
 use crate::symbolize::Description;
 
 impl Report {
@@ -32,7 +33,7 @@ impl Report {
         Self {
             schema_version: SCHEMA_VERSION,
             rleaks_version: env!("CARGO_PKG_VERSION").to_owned(),
-            target: target(&snapshot.process),
+            target: target(snapshot),
             capture: capture(&snapshot.capture, snapshot.threads.len() as u64, total),
             zones: zones(heap),
             heap: HeapTotals {
@@ -49,17 +50,24 @@ impl Report {
     }
 }
 
-fn target(process: &Process) -> Target {
+fn target(snapshot: &Snapshot) -> Target {
+    let process = &snapshot.process;
     Target {
         kind: TargetKind::Process,
         pid: Some(process.pid),
         name: process.name.clone(),
         executable: process.executable.clone(),
         command_line: process.command_line.clone(),
-        // A living process runs on this machine, and only processes of our own word size are read.
+        // A living process runs on this machine.
         os: std::env::consts::OS.to_owned(),
-        arch: std::env::consts::ARCH.to_owned(),
-        pointer_size: usize::BITS / 8,
+        arch: match snapshot.width {
+            Width::Four => "i386".to_owned(),
+            Width::Eight => std::env::consts::ARCH.to_owned(),
+        },
+        pointer_size: match snapshot.width {
+            Width::Four => 4,
+            Width::Eight => 8,
+        },
     }
 }
 

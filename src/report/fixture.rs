@@ -28,6 +28,7 @@ pub(super) fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> S
 /// A stopped Mono with four threads and nothing to read.
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
+        width: crate::memory::Width::Eight,
         process: Process {
             pid: 4242,
             parent_pid: 1,

@@ -10,7 +10,7 @@ use super::index::BlockIndex;
 use super::root::{Root, RootSource};
 use super::window::{Reader, WINDOW, Window, widened};
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 
 /// The bytes of blocks in a piece. Large rows are cut at multiples of it.
 const PIECE: u64 = 4 << 20;
@@ -22,6 +22,8 @@ pub(super) struct Source<'a> {
     pub(super) memory: &'a dyn Memory,
     pub(super) index: &'a BlockIndex<'a>,
     pub(super) roots: &'a [Root],
+    /// The size of a word.
+    pub(super) width: Width,
     pub(super) alignment: Alignment,
     pub(super) interrupted: &'a (dyn Fn() -> bool + Sync),
 }
@@ -78,7 +80,7 @@ impl Source<'_> {
     fn reach(&self) -> u64 {
         match self.alignment {
             Alignment::Words => 0,
-            Alignment::Bytes => 7,
+            Alignment::Bytes => self.width.bytes() - 1,
         }
     }
 }
@@ -214,9 +216,26 @@ impl<'a> Extractor<'a> {
             for (row, part) in rows_in(self.source, window, segment.range) {
                 let row = self.edges.number(row);
                 let bytes = segment.bytes(part);
-                match self.source.alignment {
-                    Alignment::Words => self.edges.take_words(row, part.start, bytes),
-                    Alignment::Bytes => self.edges.take_bytes(row, bytes),
+                match (self.source.width, self.source.alignment) {
+                    (Width::Eight, Alignment::Words) => {
+                        let words = aligned::<8>(part.start, bytes);
+                        self.edges
+                            .take(row, words.iter().map(|w| u64::from_le_bytes(*w)));
+                    }
+                    (Width::Four, Alignment::Words) => {
+                        let words = aligned::<4>(part.start, bytes);
+                        let words = words.iter().map(|w| u32::from_le_bytes(*w).into());
+                        self.edges.take(row, words);
+                    }
+                    (Width::Eight, Alignment::Bytes) => {
+                        let words = bytes.array_windows();
+                        self.edges.take(row, words.map(|w| u64::from_le_bytes(*w)));
+                    }
+                    (Width::Four, Alignment::Bytes) => {
+                        let words = bytes.array_windows();
+                        self.edges
+                            .take(row, words.map(|w| u32::from_le_bytes(*w).into()));
+                    }
                 }
             }
         }
@@ -247,6 +266,13 @@ fn rows_in<'a>(
         .map(move |row| (row, source.range(row)))
         .take_while(move |(_, all)| all.start < range.end)
         .map(move |(row, all)| (row, all.intersection(&range)))
+}
+
+/// The words of `bytes`, which are at `start`, whose addresses are multiples of their size.
+fn aligned<const SIZE: usize>(start: Addr, bytes: &[u8]) -> &[[u8; SIZE]] {
+    let skipped = (start.0.wrapping_neg() % SIZE as u64).try_into();
+    let skipped = skipped.unwrap_or(0);
+    bytes.get(skipped..).unwrap_or_default().as_chunks().0
 }
 
 /// The references of a piece in the making.
@@ -295,19 +321,6 @@ impl<'a> Edges<'a> {
     )]
     fn number(&self, row: usize) -> u32 {
         (row - self.found.first_row) as u32
-    }
-
-    /// Takes the words of `bytes`, which are at `start`, whose addresses are multiples of 8.
-    fn take_words(&mut self, row: u32, start: Addr, bytes: &[u8]) {
-        let skipped = (start.0.wrapping_neg() % 8) as usize;
-        let (words, _) = bytes.get(skipped..).unwrap_or_default().as_chunks();
-        self.take(row, words.iter().map(|word| u64::from_le_bytes(*word)));
-    }
-
-    /// Takes the words at all positions in `bytes`.
-    fn take_bytes(&mut self, row: u32, bytes: &[u8]) {
-        let words = bytes.array_windows();
-        self.take(row, words.map(|word| u64::from_le_bytes(*word)));
     }
 
     /// Takes words of a row. Each is stored in any case: that is cheaper than a branch that the
@@ -375,7 +388,8 @@ mod tests {
 
     fn graph(memory: &RangesMemory, blocks: &[Block], roots: &[Root], at: Alignment) -> Graph {
         let index = BlockIndex::new(blocks).expect("few blocks");
-        Graph::extract(memory, &index, roots, at, &|| false).expect("nothing interrupts")
+        Graph::extract(memory, Width::Eight, &index, roots, at, &|| false)
+            .expect("nothing interrupts")
     }
 
     /// The targets of a word with each value between `from` and `to`, in a root of its own.
@@ -494,7 +508,14 @@ mod tests {
         let blocks = blocks(&[(0x1000, 16)]);
         let index = BlockIndex::new(&blocks).expect("few blocks");
         let memory = RangesMemory::zeroed(&[(0x1000, 16)]);
-        let graph = Graph::extract(&memory, &index, &[], Alignment::Words, &|| true);
+        let graph = Graph::extract(
+            &memory,
+            Width::Eight,
+            &index,
+            &[],
+            Alignment::Words,
+            &|| true,
+        );
         assert_eq!(graph.err(), Some(Interrupted));
     }
 

@@ -7,12 +7,12 @@ use rayon::prelude::*;
 use super::extract::{self, Found, Source};
 use super::index::BlockIndex;
 use super::root::Root;
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 
 /// Which positions are looked at for references.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Alignment {
-    /// The addresses that are multiples of 8: where compilers put pointers.
+    /// The addresses that are multiples of a word's size: where compilers put pointers.
     #[default]
     Words,
     /// Every address: packed structures too, at the price of more words that look like references.
@@ -57,7 +57,7 @@ enum Offsets {
 }
 
 impl Graph {
-    /// Reads all blocks and roots once, in address order and in parallel, and keeps the
+    /// Reads all blocks and roots once, as words of `width`, in address order and in parallel, and keeps the
     /// references.
     ///
     /// Memory that the target never touched is not read. Pages that cannot be read hold no
@@ -70,6 +70,7 @@ impl Graph {
     /// `interrupted` said yes.
     pub fn extract(
         memory: &dyn Memory,
+        width: Width,
         index: &BlockIndex<'_>,
         roots: &[Root],
         alignment: Alignment,
@@ -79,6 +80,7 @@ impl Graph {
             memory,
             index,
             roots,
+            width,
             alignment,
             interrupted,
         };

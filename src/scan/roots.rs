@@ -2,7 +2,7 @@
 
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Heap;
-use crate::memory::words;
+use crate::memory::Width;
 use crate::scan::threads;
 use crate::scan::{Root, RootKind, RootSource};
 use crate::snapshot::{Snapshot, Thread};
@@ -22,10 +22,12 @@ pub fn roots(snapshot: &Snapshot, heap: &Heap, excluded: &[RootKind]) -> Vec<Roo
     claims.extend(globals(snapshot));
     claims.extend(other(snapshot));
     let mut roots = memory_roots(claims, &heap.owned);
-    roots.extend(snapshot.threads.iter().map(registers));
+    let threads = snapshot.threads.iter();
+    roots.extend(threads.map(|thread| registers(thread, snapshot.width)));
     roots.extend(snapshot.kernel_values.iter().map(|value| Root {
         kind: RootKind::Kernel,
-        source: RootSource::Words(vec![value.value]),
+        // The kernel holds 64 bits also where a program has given it a pointer of 32.
+        source: RootSource::Words(snapshot.width.words(&value.value.to_le_bytes()).collect()),
         name: value.holder.clone(),
     }));
     roots.retain(|root| !excluded.contains(&root.kind));
@@ -83,8 +85,8 @@ fn other(snapshot: &Snapshot) -> impl Iterator<Item = Claim> + '_ {
 
 /// The words of all registers. The vector state is taken as the processor stores it: every
 /// register is a multiple of 8 bytes, at a multiple of 8.
-fn registers(thread: &Thread) -> Root {
-    let vector = words(&thread.vector);
+fn registers(thread: &Thread, width: Width) -> Root {
+    let vector = width.words(&thread.vector);
     Root {
         kind: RootKind::Registers,
         source: RootSource::Words(thread.general.iter().copied().chain(vector).collect()),

@@ -7,32 +7,70 @@
 use rustc_hash::FxHashSet;
 
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::{Memory, Window, words};
+use crate::memory::{Memory, Width, Window};
 use crate::scan::RootKind;
 use crate::scan::roots::{Claim, between};
 use crate::snapshot::{Snapshot, Thread};
 
-/// Below the stack pointer, a function that calls no other may keep this much: the System V ABI's
-/// red zone on x86-64.
-const RED_ZONE: u64 = 128;
 const PAGE: u64 = 4096;
-
-/// Offsets in `struct pthread` (`nptl/descr.h`), x86-64, all versions: the thread control block
-/// with its own address and the vector of dynamic TLS, then the link into a list of stacks, then
-/// the thread id.
-const SELF: u64 = 0x10;
-const DTV: u64 = 0x08;
-const LIST: u64 = 0x2c0;
-const TID: u64 = 0x2d0;
-/// `stackblock` and `stackblock_size` lie in this part; the place differs between versions.
-const STACK_BLOCK: (u64, u64) = (0x200, 0xa00);
 /// More than `struct pthread` and what alignment may add behind it.
 const MAX_PTHREAD: u64 = 0x4000;
-/// `struct pthread` of the main thread is as large as this, or smaller.
-const MAIN_PTHREAD: u64 = 0x900;
 const SMALLEST_STACK: u64 = 16 * 1024;
 /// More threads than a kernel allows.
 const MAX_STACKS: usize = 1 << 22;
+
+/// Where `struct pthread` (`nptl/descr.h`) has what, in all versions: the thread control block with
+/// the vector of dynamic TLS and its own address, then the link into a list of stacks, then the
+/// thread id.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    width: Width,
+    /// Below the stack pointer, a function that calls no other may keep this much: the red zone of
+    /// the System V ABI.
+    red_zone: u64,
+    dtv: u64,
+    own_address: u64,
+    list: u64,
+    tid: u64,
+    /// `stackblock` and `stackblock_size` lie in this part; the place differs between versions.
+    stack_block: (u64, u64),
+    /// The struct of the main thread is as large as this, or smaller.
+    main_size: u64,
+    /// The struct starts at a multiple of this.
+    alignment: u64,
+}
+
+const LAYOUT_32: Layout = Layout {
+    width: Width::Four,
+    red_zone: 0,
+    dtv: 0x04,
+    own_address: 0x08,
+    list: 0x60,
+    tid: 0x68,
+    stack_block: (0x60, 0x600),
+    main_size: 0x600,
+    alignment: 16,
+};
+const LAYOUT_64: Layout = Layout {
+    width: Width::Eight,
+    red_zone: 128,
+    dtv: 0x08,
+    own_address: 0x10,
+    list: 0x2c0,
+    tid: 0x2d0,
+    stack_block: (0x200, 0xa00),
+    main_size: 0x900,
+    alignment: 64,
+};
+
+impl Layout {
+    fn of(snapshot: &Snapshot) -> Self {
+        match snapshot.width {
+            Width::Four => LAYOUT_32,
+            Width::Eight => LAYOUT_64,
+        }
+    }
+}
 
 /// The memory of one thread, as its `struct pthread` describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,8 +85,9 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     let mut tls = Vec::new();
     let mut stacks = Vec::new();
     let tls_size = static_tls_size(snapshot);
+    let layout = Layout::of(snapshot);
     for thread in &snapshot.threads {
-        let own = pthread_stack(&*snapshot.memory, thread.thread_pointer);
+        let own = pthread_stack(&*snapshot.memory, layout, thread.thread_pointer);
         tls.push(tls_claim(snapshot, thread, own, tls_size));
         let (below, live) = stack_of(snapshot, thread, own);
         dead.push(below);
@@ -60,9 +99,10 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     for ended in cached_stacks(snapshot).unwrap_or_default() {
         dead.push(between(
             ended.block.start,
-            ended.thread_pointer.saturating_add(DTV),
+            ended.thread_pointer.saturating_add(layout.dtv),
         ));
-        let dtv = AddrRange::with_size(ended.thread_pointer.saturating_add(DTV), 8);
+        let dtv = ended.thread_pointer.saturating_add(layout.dtv);
+        let dtv = AddrRange::with_size(dtv, layout.width.bytes());
         dead.push(between(dtv.end, ended.block.end));
         tls.push(Claim {
             range: dtv,
@@ -96,7 +136,9 @@ fn stack_of(
         kind: Some(RootKind::Stacks),
         name: format!("stack of thread {}", thread.tid),
     };
-    let live_from = thread.stack_pointer.saturating_sub(RED_ZONE).align_down(8);
+    let layout = Layout::of(snapshot);
+    let live_from = thread.stack_pointer.saturating_sub(layout.red_zone);
+    let live_from = live_from.align_down(layout.width.bytes());
     let nothing = AddrRange::default();
     let own = own
         .map(|own| own.block)
@@ -138,7 +180,10 @@ fn tls_claim(
 ) -> Claim {
     let pointer = thread.thread_pointer;
     let region = snapshot.region_at(pointer).map(|region| region.range);
-    let end = own.map_or(pointer.saturating_add(MAIN_PTHREAD), |own| own.block.end);
+    let end = own.map_or(
+        pointer.saturating_add(Layout::of(snapshot).main_size),
+        |own| own.block.end,
+    );
     let wanted = between(pointer.saturating_sub(tls_size), end);
     Claim {
         range: region.unwrap_or_default().intersection(&wanted),
@@ -158,15 +203,16 @@ fn static_tls_size(snapshot: &Snapshot) -> u64 {
 
 /// The stack that the `struct pthread` at `pointer` describes, if there is one: the struct lies at
 /// the upper end of it.
-fn pthread_stack(memory: &dyn Memory, pointer: Addr) -> Option<PthreadStack> {
-    let is_own = |offset| memory.word(pointer.saturating_add(offset)) == Some(pointer.0);
-    if pointer == Addr(0) || !is_own(0) || !is_own(SELF) {
+fn pthread_stack(memory: &dyn Memory, layout: Layout, pointer: Addr) -> Option<PthreadStack> {
+    let width = layout.width;
+    let is_own = |offset| memory.pointer(pointer.saturating_add(offset), width) == Some(pointer.0);
+    if pointer == Addr(0) || !is_own(0) || !is_own(layout.own_address) {
         return None;
     }
-    let (first, end) = STACK_BLOCK;
+    let (first, end) = layout.stack_block;
     let mut bytes = vec![0; usize::try_from(end.saturating_sub(first)).ok()?];
     let count = memory.read(pointer.saturating_add(first), &mut bytes);
-    let words: Vec<u64> = words(&bytes).take(count / 8).collect();
+    let words: Vec<u64> = width.words(bytes.get(..count)?).collect();
     words
         .array_windows()
         .map(|[start, size]| AddrRange::with_size(Addr(*start), *size))
@@ -190,13 +236,32 @@ fn pthread_stack(memory: &dyn Memory, pointer: Addr) -> Option<PthreadStack> {
 /// second, and so to the third. Where anything does not fit, none is returned: the stacks are
 /// scanned like other memory.
 fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
-    let cache = user_stacks(snapshot)?.checked_add(16)?;
-    let stacks = stacks_in(snapshot, cache)?;
+    let user = user_stacks(snapshot)?;
+    let size = 2 * Layout::of(snapshot).width.bytes();
+    let (above, below) = (user.checked_add(size)?, Addr(user.0.checked_sub(size)?));
+    // Static programs have the lists as variables, which lie the other way round.
+    let neighbours: &[Addr] = if is_in_program(snapshot, user) {
+        &[below, above]
+    } else {
+        &[above]
+    };
     let alive = thread_pointers(snapshot);
-    stacks
-        .iter()
-        .all(|stack| has_ended(snapshot, &alive, stack))
-        .then_some(stacks)
+    neighbours.iter().find_map(|cache| {
+        let stacks = stacks_in(snapshot, *cache)?;
+        let mut all = stacks.iter();
+        all.all(|stack| has_ended(snapshot, &alive, stack))
+            .then_some(stacks)
+    })
+}
+
+/// Says whether `addr` is in the image of the program itself.
+fn is_in_program(snapshot: &Snapshot, addr: Addr) -> bool {
+    const AT_ENTRY: u64 = 9;
+    let entry = snapshot.aux_value(AT_ENTRY).map(Addr);
+    let module = snapshot.module_at(addr);
+    entry
+        .zip(module)
+        .is_some_and(|(entry, module)| module.contains(entry))
 }
 
 /// Stacks of threads that have ended, joined or not: those in any of glibc's lists whose thread is
@@ -206,60 +271,68 @@ fn ended_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     let module = snapshot.module_at(user_stacks(snapshot)?)?;
     let memory = &*snapshot.memory;
     let alive = thread_pointers(snapshot);
+    let layout = Layout::of(snapshot);
+    let word = layout.width.bytes();
     let mut ended = Vec::new();
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for part in memory.resident(segment.range) {
             let mut window = Window::new(memory);
-            let mut head = part.start.align_up(8)?;
+            let mut head = part.start.align_up(word)?;
             while head < part.end {
                 if window
-                    .word(head)
-                    .is_some_and(|next| may_be_list(head, next))
+                    .pointer(head, layout.width)
+                    .is_some_and(|next| may_be_list(layout, head, next))
                     && let Some(stacks) = stacks_in(snapshot, head)
                 {
                     let stacks = stacks.into_iter();
                     ended.extend(stacks.filter(|stack| has_ended(snapshot, &alive, stack)));
                 }
-                head = head.saturating_add(8);
+                head = head.saturating_add(word);
             }
         }
     }
     Some(ended)
 }
 
-/// Says whether the word `next` at `head` may lead to the list in a `struct pthread`, which starts
-/// at a multiple of 64.
-fn may_be_list(head: Addr, next: u64) -> bool {
-    next > PAGE && next != head.0 && next.checked_sub(LIST).is_some_and(|tcb| tcb % 64 == 0)
+/// Says whether the word `next` at `head` may lead to the list in a `struct pthread`.
+fn may_be_list(layout: Layout, head: Addr, next: u64) -> bool {
+    let is_aligned = |tcb: u64| tcb.is_multiple_of(layout.alignment);
+    next > PAGE && next != head.0 && next.checked_sub(layout.list).is_some_and(is_aligned)
 }
 
 /// The head of the list of stacks that the program supplied, in the dynamic loader, or up to 2.33
 /// in libpthread: that of the main thread is in it.
 fn user_stacks(snapshot: &Snapshot) -> Option<Addr> {
     let memory = &*snapshot.memory;
+    let layout = Layout::of(snapshot);
     let mut threads = snapshot.threads.iter();
     let main = threads.find(|thread| thread.tid == snapshot.process.pid)?;
     if !snapshot
         .threads
         .iter()
-        .all(|thread| has_known_layout(memory, thread))
+        .all(|thread| has_known_layout(memory, layout, thread))
     {
         return None;
     }
     let segments = snapshot.modules.iter().flat_map(|module| &module.segments);
     let images: RangeSet = segments.map(|segment| segment.range).collect();
-    ring(memory, main.thread_pointer.checked_add(LIST)?)?
-        .into_iter()
-        .find(|node| images.contains(*node))
+    ring(
+        memory,
+        layout.width,
+        main.thread_pointer.checked_add(layout.list)?,
+    )?
+    .into_iter()
+    .find(|node| images.contains(*node))
 }
 
 /// The stacks in the list whose head is at `head`. `None` where it is no list of stacks.
 fn stacks_in(snapshot: &Snapshot, head: Addr) -> Option<Vec<PthreadStack>> {
     let memory = &*snapshot.memory;
-    let nodes = ring(memory, head)?.into_iter();
+    let layout = Layout::of(snapshot);
+    let nodes = ring(memory, layout.width, head)?.into_iter();
     nodes
         .filter(|node| *node != head)
-        .map(|node| pthread_stack(memory, Addr(node.0.checked_sub(LIST)?)))
+        .map(|node| pthread_stack(memory, layout, Addr(node.0.checked_sub(layout.list)?)))
         .collect()
 }
 
@@ -270,26 +343,29 @@ fn thread_pointers(snapshot: &Snapshot) -> FxHashSet<Addr> {
 
 /// Says whether no thread runs on `stack` any more; `alive` are the thread pointers of all threads.
 fn has_ended(snapshot: &Snapshot, alive: &FxHashSet<Addr>, stack: &PthreadStack) -> bool {
-    let tid = snapshot
-        .memory
-        .word32(stack.thread_pointer.saturating_add(TID));
+    let tid = stack
+        .thread_pointer
+        .saturating_add(Layout::of(snapshot).tid);
+    let tid = snapshot.memory.word32(tid);
     !alive.contains(&stack.thread_pointer) && tid.is_some_and(|tid| tid.cast_signed() <= 0)
 }
 
 /// Says whether `struct pthread` has its thread id where it is expected.
-fn has_known_layout(memory: &dyn Memory, thread: &Thread) -> bool {
-    memory.word32(thread.thread_pointer.saturating_add(TID)) == Some(thread.inner_tid)
+fn has_known_layout(memory: &dyn Memory, layout: Layout, thread: &Thread) -> bool {
+    memory.word32(thread.thread_pointer.saturating_add(layout.tid)) == Some(thread.inner_tid)
 }
 
 /// The nodes of the doubly linked list that `start` is in, from `start` on. `None` where it is no
 /// ring.
-fn ring(memory: &dyn Memory, start: Addr) -> Option<Vec<Addr>> {
+fn ring(memory: &dyn Memory, width: Width, start: Addr) -> Option<Vec<Addr>> {
     let mut nodes = Vec::new();
     let mut node = start;
     loop {
         nodes.push(node);
-        let next = Addr(memory.word(node)?);
-        if nodes.len() > MAX_STACKS || memory.word(next.checked_add(8)?) != Some(node.0) {
+        let next = Addr(memory.pointer(node, width)?);
+        if nodes.len() > MAX_STACKS
+            || memory.pointer(next.checked_add(width.bytes())?, width) != Some(node.0)
+        {
             return None;
         }
         if next == start {

@@ -12,7 +12,7 @@ use goblin::elf::sym::{STT_FUNC, STT_GNU_IFUNC, STT_OBJECT, Sym};
 
 use super::Module;
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 
 const MAX_SYMBOLS: u64 = 1 << 20;
 const MAX_STRINGS: u64 = 64 << 20;
@@ -20,7 +20,6 @@ const MAX_STRINGS: u64 = 64 << 20;
 const MAX_NAME: usize = 8 << 10;
 const MAX_NAMES: usize = 256 << 20;
 const MAX_DYNAMIC: u64 = 64 << 10;
-const SYMBOL_SIZE: u64 = 24;
 const PIECE: u64 = 1 << 20;
 
 /// A symbol that a module exports or imports.
@@ -77,8 +76,11 @@ impl<'a> Dynamic<'a> {
         let range = module.dynamic.unwrap_or_default();
         let bytes = read_up_to(memory, range.start, range.size().min(MAX_DYNAMIC));
         let entries = bytes
-            .chunks_exact(16)
-            .filter_map(|entry| Some((word_at(entry, 0)?, word_at(entry, 8)?)))
+            .chunks_exact(module.width.pair_size())
+            .filter_map(|entry| {
+                let value = entry.get(module.width.size()..)?;
+                Some((module.width.word(entry)?, module.width.word(value)?))
+            })
             .take_while(|(tag, _)| *tag != DT_NULL)
             .collect();
         Self {
@@ -130,11 +132,17 @@ impl<'a> Dynamic<'a> {
 
     fn symbols(&self) -> Option<Vec<DynamicSymbol>> {
         let count = self.symbol_count()?.min(MAX_SYMBOLS);
-        let table = self.bytes(self.table(DT_SYMTAB)?, count.saturating_mul(SYMBOL_SIZE));
+        let (container, symbol_size) = match self.module.width {
+            Width::Four => (Container::Little, 16),
+            Width::Eight => (Container::Big, 24),
+        };
+        let table = self.bytes(self.table(DT_SYMTAB)?, count.saturating_mul(symbol_size));
         let strings_size = self.entry(DT_STRSZ)?.min(MAX_STRINGS);
         let strings = self.bytes(self.table(DT_STRTAB)?, strings_size);
-        let context = Ctx::new(Container::Big, Endian::Little);
-        let count = table.len() / 24;
+        let context = Ctx::new(container, Endian::Little);
+        let count = table
+            .len()
+            .checked_div(usize::try_from(symbol_size).ok()?)?;
         let mut names_left = MAX_NAMES;
         let symbols = Sym::parse(&table, 0, count, context).ok()?.into_iter();
         let symbols = symbols.filter_map(|symbol| self.symbol(&symbol, &strings));
@@ -176,7 +184,11 @@ impl<'a> Dynamic<'a> {
     fn gnu_hash_count(&self, table: Addr) -> Option<u64> {
         let field = |offset| Some(u64::from(self.memory.word32(table.checked_add(offset)?)?));
         let (buckets, first, filter) = (field(0)?, field(4)?, field(8)?);
-        let start = table.checked_add(filter.checked_mul(8)?.checked_add(16)?)?;
+        let start = table.checked_add(
+            filter
+                .checked_mul(self.module.width.bytes())?
+                .checked_add(16)?,
+        )?;
         let bytes = self.bytes(start, buckets.min(MAX_SYMBOLS).saturating_mul(4));
         let last = words32(&bytes).max().map(u64::from);
         let last = last.filter(|last| *last != 0);
@@ -232,11 +244,6 @@ fn name_at(strings: &[u8], at: usize) -> Option<String> {
     let tail = tail.get(..MAX_NAME).unwrap_or(tail);
     let name = tail.split(|byte| *byte == 0).next()?;
     Some(String::from_utf8_lossy(name).into_owned())
-}
-
-fn word_at(bytes: &[u8], at: usize) -> Option<u64> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*bytes))
 }
 
 fn words32(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {

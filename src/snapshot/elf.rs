@@ -1,10 +1,10 @@
 //! Loaded ELF images, read from the target's memory.
 //!
 //! Nothing is opened by name, so a deleted or replaced file, or one in another mount namespace,
-//! makes no difference. Layouts are those of `<elf.h>`, 64 bit, little endian.
+//! makes no difference. Layouts are those of `<elf.h>`, little endian.
 
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 use crate::snapshot::{Module, Region, Segment};
 
 const PT_LOAD: u32 = 1;
@@ -16,8 +16,8 @@ const PF_W: u32 = 2;
 /// The types and owners of notes: a GNU build id, and a Go build id (`cmd/link`).
 const GNU_BUILD_ID: (u32, [u8; 4]) = (3, *b"GNU\0");
 const GO_BUILD_ID: (u32, [u8; 4]) = (4, *b"Go\0\0");
+/// The larger of the two file headers. That of a 32-bit image is followed by something.
 const HEADER_SIZE: usize = 64;
-const PROGRAM_HEADER_SIZE: usize = 56;
 /// More program headers than any linker writes.
 const MAX_PROGRAM_HEADERS: usize = 256;
 /// Notes are read up to here: a build id comes early.
@@ -63,7 +63,7 @@ fn separate(modules: &mut [Module]) {
 }
 
 fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Module> {
-    let headers = program_headers(memory, first)?;
+    let (width, headers) = program_headers(memory, first)?;
     let loads = || headers.iter().filter(|header| header.kind == PT_LOAD);
     let link_base = loads().map(|header| header.addr & !0xfff).min()?;
     let bias = first.range.start.0.wrapping_sub(link_base);
@@ -93,6 +93,7 @@ fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Mod
     };
     Some(Module {
         path: first.name.trim_end_matches(" (deleted)").to_owned(),
+        width,
         base: first.range.start,
         bias,
         segments: segments.collect(),
@@ -104,38 +105,80 @@ fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Mod
     })
 }
 
-/// The program headers of a 64-bit little-endian executable or shared object.
-fn program_headers(memory: &dyn Memory, first: &Region) -> Option<Vec<ProgramHeader>> {
+/// Where the headers of a class have what.
+struct Offsets {
+    /// `e_phoff`, `e_phentsize` and `e_phnum`, and the size of a program header.
+    table: usize,
+    entry_size: usize,
+    count: usize,
+    program_header: usize,
+    /// `p_flags`, `p_vaddr` and `p_memsz`.
+    flags: usize,
+    addr: usize,
+    memory_size: usize,
+}
+
+impl Offsets {
+    fn of(width: Width) -> Self {
+        match width {
+            Width::Four => Self {
+                table: 28,
+                entry_size: 42,
+                count: 44,
+                program_header: 32,
+                flags: 24,
+                addr: 8,
+                memory_size: 20,
+            },
+            Width::Eight => Self {
+                table: 32,
+                entry_size: 54,
+                count: 56,
+                program_header: 56,
+                flags: 4,
+                addr: 16,
+                memory_size: 40,
+            },
+        }
+    }
+}
+
+/// The class and the program headers of a little-endian executable or shared object.
+fn program_headers(memory: &dyn Memory, first: &Region) -> Option<(Width, Vec<ProgramHeader>)> {
     let mut header = [0; HEADER_SIZE];
     if memory.read(first.range.start, &mut header) < HEADER_SIZE {
         return None;
     }
-    let is_elf64 = header.starts_with(b"\x7fELF\x02\x01");
+    let width = match *header.first_chunk()? {
+        [0x7f, b'E', b'L', b'F', 1, 1] => Width::Four,
+        [0x7f, b'E', b'L', b'F', 2, 1] => Width::Eight,
+        _ => return None,
+    };
+    let offsets = Offsets::of(width);
     let kind = u16_at(&header, 16)?;
-    let entry_size = usize::from(u16_at(&header, 54)?);
-    let count = usize::from(u16_at(&header, 56)?);
+    let entry_size = usize::from(u16_at(&header, offsets.entry_size)?);
+    let count = usize::from(u16_at(&header, offsets.count)?);
     let is_loadable = matches!(kind, 2 | 3);
-    if !is_elf64 || !is_loadable || entry_size != PROGRAM_HEADER_SIZE || count > MAX_PROGRAM_HEADERS
-    {
+    if !is_loadable || entry_size != offsets.program_header || count > MAX_PROGRAM_HEADERS {
         return None;
     }
-    let table = first.range.start.checked_add(u64_at(&header, 32)?)?;
-    let mut bytes = vec![0; count * PROGRAM_HEADER_SIZE];
+    let table = width.word(header.get(offsets.table..)?)?;
+    let table = first.range.start.checked_add(table)?;
+    let mut bytes = vec![0; count.checked_mul(entry_size)?];
     if memory.read(table, &mut bytes) < bytes.len() {
         return None;
     }
-    bytes
-        .chunks_exact(PROGRAM_HEADER_SIZE)
-        .map(program_header)
-        .collect()
+    let headers = bytes.chunks_exact(entry_size);
+    let headers = headers.map(|bytes| program_header(bytes, width, &offsets));
+    Some((width, headers.collect::<Option<_>>()?))
 }
 
-fn program_header(bytes: &[u8]) -> Option<ProgramHeader> {
+fn program_header(bytes: &[u8], width: Width, offsets: &Offsets) -> Option<ProgramHeader> {
     Some(ProgramHeader {
         kind: u32_at(bytes, 0)?,
-        flags: u32_at(bytes, 4)?,
-        addr: u64_at(bytes, 16)?,
-        memory_size: u64_at(bytes, 40)?,
+        flags: u32_at(bytes, offsets.flags)?,
+        addr: width.word(bytes.get(offsets.addr..)?)?,
+        memory_size: width.word(bytes.get(offsets.memory_size..)?)?,
     })
 }
 
@@ -168,11 +211,6 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u32::from_le_bytes(*bytes))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*bytes))
 }
 
 #[cfg(test)]

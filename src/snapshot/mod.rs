@@ -25,13 +25,15 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use crate::addr::Addr;
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 use crate::warning::Warning;
 
 /// A target at one instant.
 pub struct Snapshot {
     /// Who the target is.
     pub process: Process,
+    /// The size of its pointers.
+    pub width: Width,
     /// How the snapshot was taken.
     pub capture: Capture,
     /// All VM mappings, in ascending order.
@@ -76,6 +78,7 @@ impl Snapshot {
     pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
         Self {
             process: Process::default(),
+            width: Width::default(),
             capture: Capture {
                 taken_at: SystemTime::UNIX_EPOCH,
                 method: Method::Copy,

@@ -1,6 +1,7 @@
 //! Loaded ELF images.
 
 use crate::addr::{Addr, AddrRange};
+use crate::memory::Width;
 
 /// One `PT_LOAD` of a module, where it lies in the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Segment {
 pub struct Module {
     /// The path that the target's mount namespace has for it, or a name such as `[vdso]`.
     pub path: String,
+    /// The class of the ELF image.
+    pub width: Width,
     /// The address where its first byte is mapped.
     pub base: Addr,
     /// What has to be added to an address of the file's symbol table to get one of the target.

@@ -1,6 +1,7 @@
 //! Threads: registers and where the stack is.
 
 use crate::addr::Addr;
+use crate::memory::Width;
 
 /// A thread of the target at the instant of the snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,6 +10,8 @@ pub struct Thread {
     pub tid: u32,
     /// The thread id, as the target itself knows it (innermost pid namespace).
     pub inner_tid: u32,
+    /// The width of the code that it runs; `None` where the thread could not be stopped.
+    pub width: Option<Width>,
     /// The general registers, in the order of the kernel's `NT_PRSTATUS` set.
     pub general: Vec<u64>,
     /// The vector registers: the raw bytes of the kernel's `NT_X86_XSTATE` set.
@@ -17,21 +20,8 @@ pub struct Thread {
     pub instruction_pointer: Addr,
     /// The stack pointer.
     pub stack_pointer: Addr,
-    /// The thread pointer (`fs_base` on x86-64), where the thread control block lies; 0 if none.
+    /// The thread pointer (`fs_base` on x86-64, the base of `gs` on i386), where the thread control block lies; 0 if none.
     pub thread_pointer: Addr,
     /// The number of the system call that the thread is in, if it is in one.
     pub system_call: Option<u64>,
-}
-
-/// The code segment selector of 32-bit code on x86-64 Linux (`__USER32_CS`), and its index among
-/// the general registers.
-const USER32_CS: u64 = 0x23;
-const CS: usize = 17;
-
-impl Thread {
-    /// Says whether the thread runs 32-bit code.
-    #[must_use]
-    pub fn is_32_bit(&self) -> bool {
-        self.general.get(CS) == Some(&USER32_CS)
-    }
 }

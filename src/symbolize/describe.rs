@@ -9,14 +9,12 @@ use super::preview::{self, Rest};
 use super::symbolizer::{DataSymbol, Symbolizer};
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 
 /// Bytes that are read of every block: the first word, and most strings.
 const HEAD: usize = 128;
 /// Bytes that are read of a block that starts with a long string.
 const MAX_READ: usize = 4096;
-/// A vtable starts with the offset to the top and the type info; objects point behind them.
-const VTABLE_HEADER: u64 = 16;
 
 /// What a block is, as far as its bytes tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +38,7 @@ pub struct Content {
 /// Describes blocks, from any number of threads.
 pub struct Describer<'a> {
     memory: &'a dyn Memory,
+    width: Width,
     symbolizer: &'a Symbolizer<'a>,
     heap: &'a Heap,
     /// The type for each first word that points into a module: leaks have few different ones.
@@ -52,9 +51,15 @@ impl<'a> Describer<'a> {
     /// A first word that points into what the heap owns, variables of the allocator such as glibc's
     /// `main_arena` included, says nothing: it may be left over from a free list.
     #[must_use]
-    pub fn new(memory: &'a dyn Memory, symbolizer: &'a Symbolizer<'a>, heap: &'a Heap) -> Self {
+    pub fn new(
+        memory: &'a dyn Memory,
+        width: Width,
+        symbolizer: &'a Symbolizer<'a>,
+        heap: &'a Heap,
+    ) -> Self {
         Self {
             memory,
+            width,
             symbolizer,
             heap,
             types: RwLock::default(),
@@ -89,7 +94,7 @@ impl<'a> Describer<'a> {
     }
 
     fn type_by_first_word(&self, head: &[u8]) -> Option<String> {
-        let word = u64::from_le_bytes(*head.first_chunk()?);
+        let word = self.width.word(head)?;
         let is_telling =
             self.symbolizer.is_in_module(Addr(word)) && !self.heap.owned.contains(Addr(word));
         is_telling.then(|| self.pointed_type(word))?
@@ -103,7 +108,7 @@ impl<'a> Describer<'a> {
         }
         drop(known);
         let symbol = self.symbolizer.data_symbol(Addr(word));
-        let type_name = symbol.and_then(type_of_pointer_to);
+        let type_name = symbol.and_then(|symbol| type_of_pointer_to(symbol, self.width.bytes()));
         let mut known = self.types.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(word, type_name.clone());
         type_name
@@ -146,10 +151,13 @@ fn content(text: &str) -> Content {
 }
 
 /// What an object is whose first word points into `symbol`.
-fn type_of_pointer_to(symbol: DataSymbol) -> Option<String> {
+///
+/// A vtable starts with two words, the offset to the top and the type info; objects point behind
+/// them.
+fn type_of_pointer_to(symbol: DataSymbol, word: u64) -> Option<String> {
     let Some(class) = symbol.class else {
         return Some(symbol.name);
     };
-    let is_address_point = symbol.offset >= VTABLE_HEADER && symbol.offset.is_multiple_of(8);
+    let is_address_point = symbol.offset >= 2 * word && symbol.offset.is_multiple_of(word);
     is_address_point.then_some(class)
 }

@@ -9,7 +9,7 @@ use flate2::read::ZlibDecoder;
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::Elf;
 use goblin::elf::compression_header::{CompressionHeader, ELFCOMPRESS_ZLIB};
-use goblin::elf::header::{ELFCLASS64, ELFDATA2LSB, Header};
+use goblin::elf::header::{ELFCLASS32, ELFCLASS64, ELFDATA2LSB, Header};
 use goblin::elf::note::NT_GNU_BUILD_ID;
 use goblin::elf::section_header::{
     SHF_COMPRESSED, SHN_ABS, SHN_UNDEF, SHN_XINDEX, SHT_NOBITS, SHT_NOTE, SectionHeader,
@@ -30,8 +30,6 @@ const MAX_NOTES_SIZE: u64 = 64 << 10;
 const MAX_MINI_DEBUG_INFO: u64 = 256 << 20;
 const XZ_MEMORY: u64 = 256 << 20;
 const HEADER_SIZE: usize = 64;
-const SECTION_HEADER_SIZE: u64 = 64;
-const SYMBOL_SIZE: usize = 24;
 /// Symbols that are decoded at a time.
 const BATCH: usize = 16 << 10;
 
@@ -67,10 +65,11 @@ impl Bytes for Vec<u8> {
     }
 }
 
-/// A 64-bit little-endian ELF file.
+/// A little-endian ELF file.
 #[derive(Debug)]
 pub(super) struct ElfFile<B> {
     bytes: B,
+    class: Ctx,
     sections: Vec<SectionHeader>,
     names: Vec<u8>,
 }
@@ -79,10 +78,11 @@ impl<B: Bytes> ElfFile<B> {
     /// Reads the section headers; `None` if `bytes` is no ELF file of the right kind or is cut
     /// short.
     pub(super) fn parse(bytes: B) -> Option<Self> {
-        let header = header(&bytes)?;
-        let sections = section_headers(&bytes, &header)?;
+        let (class, header) = header(&bytes)?;
+        let sections = section_headers(&bytes, class, &header)?;
         let mut file = Self {
             bytes,
+            class,
             sections,
             names: Vec::new(),
         };
@@ -129,8 +129,8 @@ impl<B: Bytes> ElfFile<B> {
         if section.sh_flags & u64::from(SHF_COMPRESSED) == 0 {
             return Some(raw);
         }
-        let header = CompressionHeader::parse(&raw, 0, context()).ok()?;
-        let packed = raw.get(CompressionHeader::size(context())..)?;
+        let header = CompressionHeader::parse(&raw, 0, self.class).ok()?;
+        let packed = raw.get(CompressionHeader::size(self.class)..)?;
         if header.ch_type != ELFCOMPRESS_ZLIB || header.ch_size > MAX_SECTION {
             return None;
         }
@@ -181,8 +181,9 @@ impl<B: Bytes> ElfFile<B> {
         let strings = self.sections.get(section.sh_link as usize)?;
         let strings = self.contents(strings)?;
         let symbols = self.contents(section)?;
-        for batch in symbols.chunks(BATCH * SYMBOL_SIZE) {
-            let symbols = Sym::parse(batch, 0, batch.len() / SYMBOL_SIZE, context()).ok()?;
+        let size = Sym::size(self.class.container);
+        for batch in symbols.chunks(BATCH * size) {
+            let symbols = Sym::parse(batch, 0, batch.len() / size, self.class).ok()?;
             for symbol in symbols.iter().filter(|symbol| is_data(symbol)) {
                 let name = strings.get(symbol.st_name..).unwrap_or_default();
                 let is_local = symbol.st_bind() == STB_LOCAL;
@@ -199,28 +200,28 @@ fn is_data(symbol: &Sym) -> bool {
     symbol.st_type() == STT_OBJECT && section != SHN_UNDEF && section != SHN_ABS
 }
 
-fn context() -> Ctx {
-    Ctx::new(Container::Big, Endian::Little)
-}
-
-fn header(bytes: &impl Bytes) -> Option<Header> {
+/// The class and the header of a file.
+fn header(bytes: &impl Bytes) -> Option<(Ctx, Header)> {
     let start = read(bytes, 0, HEADER_SIZE as u64)?;
-    if start[4] != ELFCLASS64 || start[5] != ELFDATA2LSB {
-        return None;
-    }
+    let container = match (start[4], start[5]) {
+        (ELFCLASS32, ELFDATA2LSB) => Container::Little,
+        (ELFCLASS64, ELFDATA2LSB) => Container::Big,
+        _ => return None,
+    };
+    let class = Ctx::new(container, Endian::Little);
     let header = Elf::parse_header(&start).ok()?;
-    (u64::from(header.e_shentsize) == SECTION_HEADER_SIZE).then_some(header)
+    (usize::from(header.e_shentsize) == SectionHeader::size(class)).then_some((class, header))
 }
 
-fn section_headers(bytes: &impl Bytes, header: &Header) -> Option<Vec<SectionHeader>> {
+fn section_headers(bytes: &impl Bytes, class: Ctx, header: &Header) -> Option<Vec<SectionHeader>> {
     let table = |count: u64| {
         let raw = read(
             bytes,
             header.e_shoff,
-            count.checked_mul(SECTION_HEADER_SIZE)?,
+            count.checked_mul(header.e_shentsize.into())?,
         )?;
         let count = usize::try_from(count).ok()?;
-        SectionHeader::parse_from(&raw, 0, count, context()).ok()
+        SectionHeader::parse_from(&raw, 0, count, class).ok()
     };
     if header.e_shoff == 0 {
         return None;

@@ -432,7 +432,7 @@ fn a_block_is_described_by_its_first_word_or_its_string() {
     for (index, (word, _)) in words.iter().enumerate() {
         memory.set_word(base + 16 * index as u64, *word);
     }
-    let describer = Describer::new(&memory, &symbolizer, &heap);
+    let describer = Describer::new(&memory, crate::memory::Width::Eight, &symbolizer, &heap);
     let block = |offset: u64, size| Block {
         start: Addr(base + offset),
         size,
@@ -474,7 +474,7 @@ fn long_strings_are_measured_up_to_a_limit() {
     memory.bytes[0xffff] = 1;
     let symbolizer = Symbolizer::new(&[], &memory, TargetFiles::under(Path::new("/")));
     let heap = Heap::default();
-    let describer = Describer::new(&memory, &symbolizer, &heap);
+    let describer = Describer::new(&memory, crate::memory::Width::Eight, &symbolizer, &heap);
     for (start, size, length) in [
         (0x1000, 0x8000, Some(1000)),
         (0x1000, 500, Some(500)),

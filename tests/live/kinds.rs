@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use crate::support::{Fixture, Leak, addresses, leaks, parse_address};
+use crate::support::{Build, Fixture, Leak, addresses, leaks, parse_address};
 
 /// Every leak is what the fixture says it is.
-fn check(file: &str) {
-    let fixture = Fixture::start(file);
+pub(crate) fn check(file: &str, build: Build) {
+    let fixture = Fixture::start_built(file, build, &[]);
     let report = leaks(&fixture.pid());
     let reported = addresses(&report["leaks"]);
     assert!(
@@ -35,20 +35,20 @@ fn assert_leak_is(reported: &Value, truth: &Leak) {
 
 #[test]
 fn leak_without_references_is_a_root_leak() {
-    check("kind_root_leak.c");
+    check("kind_root_leak.c", Build::Usual);
 }
 
 #[test]
 fn leaks_that_reference_each_other_are_a_root_cycle() {
-    check("kind_cycle.c");
+    check("kind_cycle.c", Build::Usual);
 }
 
 #[test]
 fn leak_that_a_leak_references_is_indirect_and_held_once() {
-    check("kind_indirect.c");
+    check("kind_indirect.c", Build::Usual);
 }
 
 #[test]
 fn cpp_object_is_named_by_its_vtable() {
-    check("cpp_types.cpp");
+    check("cpp_types.cpp", Build::Usual);
 }

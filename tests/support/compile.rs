@@ -11,16 +11,37 @@ use std::sync::atomic::Ordering::Relaxed;
 static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// How a fixture is built.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Build {
     /// As its language is usually built here.
     Usual,
+    /// Statically linked.
+    Static,
+    /// Statically linked, to be loaded anywhere.
+    StaticPie,
+    /// For i386.
+    I386,
+    /// For i386, statically linked.
+    I386Static,
     /// With musl's libc, dynamically linked.
     Musl,
     /// With musl's libc, statically linked.
     MuslStatic,
     /// With `AddressSanitizer`.
     AddressSanitizer,
+}
+
+impl Build {
+    /// What is added to the usual flags.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Static => &["-static"],
+            Self::StaticPie => &["-static-pie"],
+            Self::I386 => &["-m32"],
+            Self::I386Static => &["-m32", "-static"],
+            Self::Usual | Self::Musl | Self::MuslStatic | Self::AddressSanitizer => &[],
+        }
+    }
 }
 
 /// Compiles `fixtures/FILE` and returns where the result is.
@@ -38,7 +59,7 @@ pub(crate) fn compile_as(file: &str, build: Build) -> PathBuf {
     let (compiler, flags) = command_line(file, build);
 
     let mut hasher = DefaultHasher::new();
-    (compiler, flags).hash(&mut hasher);
+    (compiler, flags, build.flags()).hash(&mut hasher);
     for path in [&source, &folder.join("fixture.h"), &folder.join("busy.h")] {
         let text = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         text.hash(&mut hasher);
@@ -60,6 +81,7 @@ pub(crate) fn compile_as(file: &str, build: Build) -> PathBuf {
     }
     let status = command
         .args(flags)
+        .args(build.flags())
         .arg(&source)
         .status()
         .unwrap_or_else(|error| panic!("cannot run {compiler}: {error}"));
@@ -81,7 +103,7 @@ fn command_line(file: &str, build: Build) -> (&'static str, &'static [&'static s
     }
     match build {
         Build::Usual if file.ends_with(".cs") => ("mcs", &["-unsafe"]),
-        Build::Usual => {
+        Build::Usual | Build::Static | Build::StaticPie | Build::I386 | Build::I386Static => {
             let compiler = if file.ends_with(".cpp") { "c++" } else { "cc" };
             (compiler, &["-O1", "-g", "-pthread", "-Wall", "-Wextra"])
         }

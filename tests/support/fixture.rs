@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::compile::compile;
+use super::compile::{Build, compile, compile_as};
 use super::program::Program;
 use super::report::parse_address;
 
@@ -47,6 +47,11 @@ impl Fixture {
     /// The same, with arguments.
     pub(crate) fn start_with(file: &str, arguments: &[&str]) -> Self {
         Self::start_in(file, arguments, &[])
+    }
+
+    /// The same, built in another way than usual.
+    pub(crate) fn start_built(file: &str, build: Build, arguments: &[&str]) -> Self {
+        Self::of(Command::new(compile_as(file, build)).args(arguments))
     }
 
     /// The same, with environment variables.

@@ -1,18 +1,17 @@
 //! Finding `main_arena` and the arenas that hang on it, without symbols.
 //!
-//! An empty bin is a pair of words that point to where the bin's chunk would start: 16 bytes
-//! below. Bin 127 is always empty, so the last such pair of a row is bin 127 and leads to the
+//! An empty bin is a pair of words that point to where the bin's chunk would start: the size of a
+//! header below. Bin 127 is always empty, so the last such pair of a row is bin 127 and leads to the
 //! others.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::layout::{
-    ALIGNMENT, ArenaLayout, BINS, BINS_OFFSETS, BINS_TO_NEXT, HEADER, HEAP_INFO_SIZES, PAGE,
-    SMALLEST_HEAP_MAX,
+    ArenaLayout, BINS, PAGE, arenas, bins_to_next, heap_info_sizes, smallest_heap_max,
 };
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 use crate::snapshot::{Module, Snapshot};
 
 /// More arenas than any machine has (`8 * cores` by default).
@@ -55,7 +54,8 @@ pub(super) struct Arenas {
 impl Arena {
     /// Reads the arena at `addr`. `None` where its fields make no sense.
     fn read(memory: &dyn Memory, addr: Addr, layout: ArenaLayout) -> Option<Self> {
-        let word = |offset| memory.word(addr.checked_add(offset)?);
+        let width = layout.chunks.width;
+        let word = |offset| memory.pointer(addr.checked_add(offset)?, width);
         let flags = memory.word32(addr.checked_add(4)?)?;
         let system_mem = word(layout.system_mem())?;
         let is_sane = flags <= 3 && system_mem <= word(layout.max_system_mem())?;
@@ -66,7 +66,7 @@ impl Arena {
             top: Addr(word(layout.top())?),
             system_mem,
             is_noncontiguous: flags & 2 != 0,
-            broken_bins: broken_bins(memory, addr.checked_add(layout.bins)?)?,
+            broken_bins: broken_bins(memory, width, addr.checked_add(layout.bins)?)?,
         })
     }
 
@@ -82,11 +82,15 @@ impl Arena {
 
     /// The free chunks in the bins, as far as the bins are linked.
     pub(super) fn binned(&self, memory: &dyn Memory) -> BTreeSet<Addr> {
+        let chunks = self.layout.chunks;
+        let header = chunks.header();
         let mut binned = BTreeSet::new();
         for index in 0..BINS {
-            let bin = self.initial_top().saturating_add(index << 4);
+            let bin = self
+                .initial_top()
+                .saturating_add(header.saturating_mul(index));
             let mut chunk = bin;
-            while let Some(next) = memory.word(chunk.saturating_add(HEADER)) {
+            while let Some(next) = memory.pointer(chunk.saturating_add(header), chunks.width) {
                 chunk = Addr(next);
                 if chunk == bin || !binned.insert(chunk) {
                     break;
@@ -105,29 +109,33 @@ impl Arena {
 /// Finds the arenas of every module's malloc.
 pub(super) fn find(snapshot: &Snapshot) -> Vec<Arenas> {
     let memory = &*snapshot.memory;
+    let width = snapshot.width;
     let mut links = 0..MAX_LINKS;
     let modules = snapshot.modules.iter().enumerate();
     modules
         .flat_map(|(index, module)| {
-            let candidates = bins_candidates(memory, module).into_iter();
+            let candidates = bins_candidates(memory, width, module).into_iter();
             candidates.map(move |bins| (index, bins))
         })
         .take(MAX_ALL_CANDIDATES)
         // A non-main arena lies in no module, so each ring is found once: from its main arena.
-        .filter_map(|(module, bins)| arenas_at(memory, module, bins, &mut links))
+        .filter_map(|(module, bins)| arenas_at(memory, width, module, bins, &mut links))
         .take(MAX_MALLOCS)
         .collect()
 }
 
 /// Where the bins of a main arena may start in the writable segments of `module`.
-fn bins_candidates(memory: &dyn Memory, module: &Module) -> Vec<Addr> {
+fn bins_candidates(memory: &dyn Memory, width: Width, module: &Module) -> Vec<Addr> {
+    let size = width.bytes();
+    let to_last = (BINS - 1).saturating_mul(2).saturating_mul(size);
     let mut candidates = Vec::new();
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for range in memory.resident(segment.range) {
-            super::for_each_window(memory, range, |start, words| {
-                for (pair, words) in (start.0..).step_by(8).zip(words.array_windows()) {
-                    if is_last_empty_bin(pair, *words) && candidates.len() < MAX_CANDIDATES {
-                        candidates.push(Addr(pair).saturating_sub((BINS - 1) * 16));
+            super::for_each_window(memory, width, range, |start, words| {
+                for (pair, words) in (start.0..).step_by(width.size()).zip(words.array_windows()) {
+                    let is_last = is_last_empty_bin(pair, size, *words);
+                    if is_last && candidates.len() < MAX_CANDIDATES {
+                        candidates.push(Addr(pair).saturating_sub(to_last));
                     }
                 }
             });
@@ -140,32 +148,33 @@ fn bins_candidates(memory: &dyn Memory, module: &Module) -> Vec<Addr> {
 }
 
 /// Says whether the first two of `words`, which are at `pair`, are an empty bin, and the next two
-/// are none.
-fn is_last_empty_bin(pair: u64, words: [u64; 4]) -> bool {
+/// are none. `size` is that of a word.
+fn is_last_empty_bin(pair: u64, size: u64, words: [u64; 4]) -> bool {
     let [first, last, next_first, next_last] = words;
-    // An empty bin's words point 16 bytes below the bin.
-    let is_empty = first == pair.wrapping_sub(HEADER) && first == last;
+    // An empty bin's words point a header below the bin.
+    let is_empty = first == pair.wrapping_sub(size.wrapping_mul(2)) && first == last;
     is_empty && !(next_first == pair && next_first == next_last)
 }
 
 /// The main arena whose bins are at `bins`, and its ring, if there is one.
 fn arenas_at(
     memory: &dyn Memory,
+    width: Width,
     module: usize,
     bins: Addr,
     links: &mut Range<u64>,
 ) -> Option<Arenas> {
-    if broken_bins(memory, bins)? > MAX_BROKEN_BINS {
+    if broken_bins(memory, width, bins)? > MAX_BROKEN_BINS {
         return None;
     }
-    let mut closing = BINS_OFFSETS
-        .iter()
-        .filter_map(|offset| ring(memory, bins, *offset, links));
+    let mut closing = arenas(width)
+        .into_iter()
+        .filter_map(|layout| ring(memory, bins, layout, links));
     let (layout, others) = closing.next()?;
     let main = Arena::read(memory, bins.saturating_sub(layout.bins), layout)?;
     let heap_info = others
         .first()
-        .and_then(|arena| heap_info_size(memory, *arena));
+        .and_then(|arena| heap_info_size(memory, width, *arena));
     let others = others
         .into_iter()
         .map(|addr| Arena::read(memory, addr, layout))
@@ -183,19 +192,19 @@ fn arenas_at(
 fn ring(
     memory: &dyn Memory,
     bins: Addr,
-    offset: u64,
+    layout: ArenaLayout,
     links: &mut Range<u64>,
 ) -> Option<(ArenaLayout, Vec<Addr>)> {
-    let to_next = offset.checked_add(BINS_TO_NEXT)?;
-    let main = Addr(bins.0.checked_sub(offset)?);
+    let width = layout.chunks.width;
+    let main = Addr(bins.0.checked_sub(layout.bins)?);
     let mut others = Vec::new();
     let mut arena = main;
     loop {
-        let next = Addr(memory.word(arena.checked_add(to_next)?)?);
+        let next = Addr(memory.pointer(arena.checked_add(layout.next())?, width)?);
         if next == main {
             break;
         }
-        if others.len() >= MAX_ARENAS || heap_info_size(memory, next).is_none() {
+        if others.len() >= MAX_ARENAS || heap_info_size(memory, width, next).is_none() {
             return None;
         }
         links.next()?;
@@ -203,39 +212,43 @@ fn ring(
         arena = next;
     }
     // After `next` and `next_free` comes a count of threads, or the size of the arena.
-    let after = memory.word(bins.checked_add(BINS_TO_NEXT + 16)?)?;
+    let after = bins_to_next(width).checked_add(layout.chunks.header())?;
+    let after = memory.pointer(bins.checked_add(after)?, width)?;
     let layout = ArenaLayout {
-        bins: offset,
-        counts_threads: offset != 0x68 || after < PAGE,
+        counts_threads: !layout.may_not_count || after < PAGE,
+        ..layout
     };
     Some((layout, others))
 }
 
 /// `sizeof (heap_info)`, seen from an arena that follows it in its first heap.
-fn heap_info_size(memory: &dyn Memory, arena: Addr) -> Option<u64> {
-    let heap = arena.align_down(SMALLEST_HEAP_MAX);
-    let offset = arena.0 % SMALLEST_HEAP_MAX;
-    let is_first_heap = HEAP_INFO_SIZES.contains(&offset) && memory.word(heap) == Some(arena.0);
+fn heap_info_size(memory: &dyn Memory, width: Width, arena: Addr) -> Option<u64> {
+    let heap = arena.align_down(smallest_heap_max(width));
+    let offset = AddrRange::new(heap, arena).size();
+    let is_first_heap =
+        heap_info_sizes(width).contains(&offset) && memory.pointer(heap, width) == Some(arena.0);
     is_first_heap.then_some(offset)
 }
 
 /// The number of bins whose links do not fit together; `None` if they cannot be read.
-fn broken_bins(memory: &dyn Memory, bins: Addr) -> Option<u64> {
-    if !bins.is_aligned(8) {
+fn broken_bins(memory: &dyn Memory, width: Width, bins: Addr) -> Option<u64> {
+    let size = width.bytes();
+    let header = size.checked_mul(2)?;
+    if !bins.is_aligned(size) {
         return None;
     }
     let mut broken = 0_u64;
-    for offset in (0..BINS * 16).step_by(16) {
-        let pair = bins.checked_add(offset)?;
-        let bin = pair.0.wrapping_sub(HEADER);
-        let first = memory.word(pair)?;
-        let last = memory.word(pair.checked_add(8)?)?;
+    for index in 0..BINS {
+        let pair = bins.checked_add(header.checked_mul(index)?)?;
+        let bin = pair.0.wrapping_sub(header);
+        let first = memory.pointer(pair, width)?;
+        let last = memory.pointer(pair.checked_add(size)?, width)?;
         let is_linked = |chunk: u64, offset: u64| {
             chunk == bin
-                || (chunk.is_multiple_of(ALIGNMENT)
-                    && memory.word(Addr(chunk.wrapping_add(offset))) == Some(bin))
+                || (chunk.is_multiple_of(header)
+                    && memory.pointer(Addr(chunk.wrapping_add(offset)), width) == Some(bin))
         };
-        if !is_linked(first, 24) || !is_linked(last, 16) {
+        if !is_linked(first, header.wrapping_add(size)) || !is_linked(last, header) {
             broken = broken.saturating_add(1);
         }
     }

@@ -10,12 +10,12 @@ use std::cmp::Reverse;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::arena::Arena;
-use super::layout::{ALIGNMENT, HEADER, MIN_CHUNK, PAGE, SMALL_TCACHE_BINS, TCACHES, TcacheLayout};
+use super::layout::{ChunkLayout, PAGE, SMALL_TCACHE_BINS, TcacheLayout, tcaches};
 use super::params::Params;
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
 use crate::heap::Block;
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 use crate::snapshot::{Snapshot, Thread};
 
 /// How far below a thread pointer its `tcache` variable may lie: the static TLS of the C library
@@ -39,6 +39,7 @@ pub(super) struct Cached {
 /// What the lists are looked up in.
 pub(super) struct Lists<'a> {
     memory: &'a dyn Memory,
+    chunks: ChunkLayout,
     /// All blocks that look in use, sorted.
     blocks: &'a [Block],
     /// How many chunks a bin of a thread cache takes.
@@ -61,12 +62,30 @@ struct Tcache {
 impl Lists<'_> {
     fn link(&self, addr: u64) -> Option<u64> {
         self.links_left.set(self.links_left.get().checked_sub(1)?);
-        let link = self.memory.word(Addr(addr))?;
+        let link = self.pointer(Addr(addr))?;
         Some(if self.mangled {
             link ^ (addr >> 12)
         } else {
             link
         })
+    }
+
+    fn pointer(&self, addr: Addr) -> Option<u64> {
+        self.memory.pointer(addr, self.chunks.width)
+    }
+
+    /// The size of the chunk of a block.
+    fn chunk_size(&self, block: Block) -> u64 {
+        block.size.saturating_add(self.chunks.word())
+    }
+
+    /// Says whether a chunk of `size` bytes may be in `bin` of a thread cache.
+    fn fits_bin(&self, bin: u64, size: u64) -> bool {
+        if bin < SMALL_TCACHE_BINS {
+            size == self.chunks.tcache_size(bin)
+        } else {
+            size >= self.chunks.tcache_size(SMALL_TCACHE_BINS)
+        }
     }
 
     fn block(&self, start: u64) -> Option<Block> {
@@ -82,7 +101,7 @@ impl Lists<'_> {
         let mut list = Vec::new();
         let mut next = head;
         while next != 0 {
-            if list.len() as u64 >= longest || !fits(chunk_size(self.block(next)?)) {
+            if list.len() as u64 >= longest || !fits(self.chunk_size(self.block(next)?)) {
                 return None;
             }
             list.push(next);
@@ -105,12 +124,14 @@ impl Lists<'_> {
             miscounts: 0,
             is_fresh: layout.counts_down && self.tcache_count > 0,
         };
-        for (bin, (count, entry)) in (0..).zip(counts.zip(entries.chunks_exact(8))) {
+        for (bin, (count, entry)) in
+            (0..).zip(counts.zip(entries.chunks_exact(layout.width.size())))
+        {
             let count = count
                 .iter()
                 .rev()
                 .fold(0, |n, byte| n << 8 | u64::from(*byte));
-            let head = u64::from_le_bytes(*entry.first_chunk()?);
+            let head = layout.width.word(entry)?;
             tcache.is_fresh &= head == 0 && count == self.tcache_count;
             let count = match (layout.counts_down, head) {
                 (false, _) => count,
@@ -120,7 +141,7 @@ impl Lists<'_> {
                 (true, _) => self.tcache_count.checked_sub(count)?,
             };
             let longest = count.saturating_add(1);
-            let list = self.follow(head, longest, |size| fits_bin(bin, size))?;
+            let list = self.follow(head, longest, |size| self.fits_bin(bin, size))?;
             match (list.len() as u64).abs_diff(count) {
                 0 => {}
                 1 => tcache.miscounts = tcache.miscounts.saturating_add(1),
@@ -133,15 +154,15 @@ impl Lists<'_> {
 
     /// The blocks in the fastbins of `arena`, or `None` where a list leads to something else.
     fn fastbins(&self, arena: &Arena) -> Option<Vec<u64>> {
-        let Some((offset, bins)) = arena.layout.fastbins() else {
+        let Some((offset, bins)) = arena.layout.fastbins else {
             return Some(Vec::new());
         };
         let mut free = Vec::new();
         let first = arena.addr.checked_add(offset)?;
-        let heads = (first.0..).step_by(8).map(Addr);
-        let sizes = (0..bins).map(bin_size);
+        let heads = (first.0..).step_by(self.chunks.width.size()).map(Addr);
+        let sizes = (0..bins).map(|bin| self.chunks.fastbin_size(bin));
         for (head, size) in heads.zip(sizes) {
-            free.extend(self.fastbin(self.memory.word(head)?, size)?);
+            free.extend(self.fastbin(self.pointer(head)?, size)?);
         }
         Some(free)
     }
@@ -151,8 +172,8 @@ impl Lists<'_> {
         let mut list = Vec::new();
         let mut chunk = head;
         while chunk != 0 {
-            let start = chunk.checked_add(HEADER)?;
-            if list.len() >= self.blocks.len() || chunk_size(self.block(start)?) != size {
+            let start = chunk.checked_add(self.chunks.header())?;
+            if list.len() >= self.blocks.len() || self.chunk_size(self.block(start)?) != size {
                 return None;
             }
             list.push(start);
@@ -162,36 +183,19 @@ impl Lists<'_> {
     }
 }
 
-/// The size of the chunk of a block.
-fn chunk_size(block: Block) -> u64 {
-    block.size.saturating_add(8)
-}
-
-/// The size of the chunks in a bin for chunks of one size, of a thread cache or of fastbins.
-fn bin_size(bin: u64) -> u64 {
-    bin.saturating_mul(ALIGNMENT).saturating_add(MIN_CHUNK)
-}
-
-/// Says whether a chunk of `size` bytes may be in `bin` of a thread cache.
-fn fits_bin(bin: u64, size: u64) -> bool {
-    if bin < SMALL_TCACHE_BINS {
-        size == bin_size(bin)
-    } else {
-        size >= bin_size(SMALL_TCACHE_BINS)
-    }
-}
-
 /// Finds the cached blocks among `blocks`, which are sorted.
 pub(super) fn find(
     snapshot: &Snapshot,
     arenas: &[Arena],
     params: &[Params],
+    chunks: ChunkLayout,
     blocks: &[Block],
 ) -> Cached {
-    let firsts = first_blocks(arenas, params);
+    let firsts = first_blocks(arenas, params, chunks);
     let with = |mangled| {
         let lists = Lists {
             memory: &*snapshot.memory,
+            chunks,
             blocks,
             tcache_count: params.iter().map(|p| p.tcache_count).max().unwrap_or(0),
             mangled,
@@ -201,7 +205,7 @@ pub(super) fn find(
                     .saturating_add(MIN_LINKS),
             ),
         };
-        let has_tcache = params.iter().any(|params| params.layout.tcache.is_some());
+        let has_tcache = params.iter().any(|params| params.layout.has_tcache);
         let mut cached = Cached::default();
         add_fastbins(&lists, arenas, &mut cached);
         if has_tcache {
@@ -226,12 +230,12 @@ pub(super) fn find(
 
 /// The first block of each arena. The first thing that a thread gets from an arena which was made
 /// for it is its thread cache, and that of the main thread is the first of all.
-fn first_blocks(arenas: &[Arena], params: &[Params]) -> FxHashSet<u64> {
+fn first_blocks(arenas: &[Arena], params: &[Params], chunks: ChunkLayout) -> FxHashSet<u64> {
     let behind_arenas = arenas.iter().map(|arena| arena.range().end);
     let starts = behind_arenas.chain(params.iter().map(|params| params.sbrk_base));
     starts
-        .filter_map(|start| start.align_up(ALIGNMENT))
-        .map(|chunk| chunk.saturating_add(HEADER).0)
+        .filter_map(|start| chunks.first_chunk(start))
+        .map(|chunk| chunk.saturating_add(chunks.header()).0)
         .collect()
 }
 
@@ -252,7 +256,7 @@ fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Ca
     };
     for thread in threads {
         let variable = thread.thread_pointer.saturating_sub(distance);
-        let start = lists.memory.word(variable).unwrap_or(0);
+        let start = lists.pointer(variable).unwrap_or(0);
         let Some(block) = lists.block(start) else {
             // A thread that has not allocated yet, or is about to end.
             continue;
@@ -281,7 +285,7 @@ fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, Tcache
     // All other things being equal, the nearest one, so that the answer is always the same.
     let best = votes
         .into_iter()
-        .max_by_key(|((distance, layout), votes)| (*votes, Reverse((*distance, layout.chunk))));
+        .max_by_key(|((distance, layout), votes)| (*votes, Reverse((*distance, layout.chunk()))));
     best.map(|(variable, _)| variable)
 }
 
@@ -289,12 +293,12 @@ fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, Tcache
 /// layout, and how many blocks it holds.
 fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, TcacheLayout, u64)> {
     let mut candidates = Vec::new();
-    for (distance, word) in words_below(lists.memory, thread.thread_pointer) {
+    for (distance, word) in words_below(lists.memory, lists.chunks.width, thread.thread_pointer) {
         let Some(block) = lists.block(word) else {
             continue;
         };
-        for layout in TCACHES {
-            if layout.fits(chunk_size(block))
+        for layout in tcaches(lists.chunks.width) {
+            if layout.fits(lists.chunk_size(block))
                 && let Some(tcache) = lists.tcache(block.start, layout)
             {
                 candidates.push((distance, layout, tcache.free.len() as u64));
@@ -306,12 +310,13 @@ fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, TcacheLayo
 
 /// The words below `pointer`, the nearest first, with their distances: up to one that cannot be
 /// read.
-fn words_below(memory: &dyn Memory, pointer: Addr) -> Vec<(u64, u64)> {
+fn words_below(memory: &dyn Memory, width: Width, pointer: Addr) -> Vec<(u64, u64)> {
     // A page at a time, since a read ends at the first page that is missing.
+    let words = TLS_REACH.checked_div(width.size()).unwrap_or(0);
     let mut found = Vec::new();
     let mut buffer = [0; PAGE_SIZE];
     let mut end = pointer;
-    while found.len() < TLS_REACH / 8 {
+    while found.len() < words {
         let start = end.saturating_sub(1).align_down(PAGE);
         let page = AddrRange::new(start, end);
         let size = usize::try_from(page.size()).unwrap_or(0);
@@ -321,15 +326,15 @@ fn words_below(memory: &dyn Memory, pointer: Addr) -> Vec<(u64, u64)> {
         if memory.read(start, bytes) < size {
             break;
         }
-        // From the upper end down: the words are as far from `pointer` as a multiple of 8.
-        let words = bytes.rchunks_exact(8).filter_map(<[u8]>::first_chunk);
-        for word in words {
-            let distance = (found.len() as u64).saturating_add(1).saturating_mul(8);
-            found.push((distance, u64::from_le_bytes(*word)));
+        // From the upper end down: the words are as far from `pointer` as a multiple of their size.
+        for word in bytes.rchunks_exact(width.size()) {
+            let number = (found.len() as u64).saturating_add(1);
+            let distance = number.saturating_mul(width.bytes());
+            found.push((distance, width.word(word).unwrap_or(0)));
         }
         end = start;
     }
-    found.truncate(TLS_REACH / 8);
+    found.truncate(words);
     found
 }
 
@@ -337,10 +342,10 @@ fn words_below(memory: &dyn Memory, pointer: Addr) -> Vec<(u64, u64)> {
 /// threads that were killed. What holds no blocks can be told from a block of zeros only by its
 /// place, or by counts that go down.
 fn add_orphans(lists: &Lists<'_>, firsts: &FxHashSet<u64>, cached: &mut Cached) {
+    let layouts = tcaches(lists.chunks.width);
     for block in lists.blocks {
-        let layout = TCACHES
-            .iter()
-            .find(|layout| layout.fits(chunk_size(*block)));
+        let size = lists.chunk_size(*block);
+        let layout = layouts.iter().find(|layout| layout.fits(size));
         let Some(layout) = layout.filter(|_| !cached.caches.contains(&block.start.0)) else {
             continue;
         };

@@ -1,10 +1,10 @@
 //! Walking the chunks of a segment: memory that one arena cut into chunks, without gaps.
 
-use super::layout::{ALIGNMENT, FLAGS, HEADER, IS_MMAPPED, MIN_CHUNK, NON_MAIN_ARENA, PREV_INUSE};
+use super::layout::{ChunkLayout, FLAGS, IS_MMAPPED, NON_MAIN_ARENA, PREV_INUSE};
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
 use crate::heap::Block;
-use crate::memory::{Memory, Window};
+use crate::memory::{Memory, Width, Window};
 
 /// What may end a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub(super) enum Fence {
 /// A segment that is to be walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
+    pub(super) chunks: ChunkLayout,
     /// The first chunk.
     pub(super) start: Addr,
     /// The end of the memory that may belong to the segment.
@@ -70,6 +71,27 @@ impl Segment {
 
     /// Walks the segment, and reads it through `window`.
     pub(super) fn walk_through(&self, window: &mut Window<'_>) -> Walk {
+        // The usual layout is a constant here: a walk is compiled for it.
+        match self.chunks.width {
+            Width::Four => self.walk_as(self.chunks, window),
+            Width::Eight => {
+                let chunks = ChunkLayout {
+                    width: Width::Eight,
+                    alignment: 16,
+                };
+                self.walk_as(chunks, window)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn walk_as(&self, chunks: ChunkLayout, window: &mut Window<'_>) -> Walk {
+        let segment = Self { chunks, ..*self };
+        segment.walk_chunks(window)
+    }
+
+    #[inline(always)]
+    fn walk_chunks(&self, window: &mut Window<'_>) -> Walk {
         let mut walk = Walk {
             blocks: Vec::new(),
             free: Vec::new(),
@@ -100,11 +122,13 @@ impl Segment {
         walk
     }
 
+    #[inline]
     fn chunk_at(&self, window: &mut Window<'_>, addr: Addr) -> Option<Chunk> {
-        if addr.saturating_add(HEADER) > self.limit {
+        if addr.saturating_add(self.chunks.header()) > self.limit {
             return None;
         }
-        let header = window.word(addr.checked_add(8)?)?;
+        let header = addr.checked_add(self.chunks.word())?;
+        let header = window.pointer(header, self.chunks.width)?;
         Some(Chunk::new(addr, header))
     }
 
@@ -115,42 +139,50 @@ impl Segment {
     }
 
     /// The end of the segment, if `chunk` is what ends it.
+    #[inline]
     fn end_at(&self, window: &mut Window<'_>, chunk: Chunk) -> Option<End> {
         let within_limit = |end: &Addr| *end <= self.limit;
         if chunk.addr == self.top {
             let end = chunk.addr.checked_add(chunk.size);
             return end.filter(within_limit).map(End::Top);
         }
+        let size = self.chunks.header();
         match self.fence {
-            Fence::Zero => (chunk.size == 0).then(|| End::Fence(chunk.addr.saturating_add(HEADER))),
-            Fence::Double if chunk.size == HEADER => {
-                let next = window.word(chunk.addr.saturating_add(HEADER + 8))?;
-                let end = chunk.addr.checked_add(2 * HEADER);
+            Fence::Zero => (chunk.size == 0).then(|| End::Fence(chunk.addr.saturating_add(size))),
+            Fence::Double if chunk.size == size => {
+                let second = chunk.addr.checked_add(size)?;
+                let next = second.checked_add(self.chunks.word())?;
+                let next = window.pointer(next, self.chunks.width)?;
+                // What alignment leaves of the segment is part of it.
+                let end = second.checked_add(self.chunks.alignment);
                 let end = end.filter(within_limit).map(End::Fence);
-                end.filter(|_| next == HEADER | PREV_INUSE)
+                end.filter(|_| next == size | PREV_INUSE)
             }
             Fence::Double => None,
         }
     }
 
+    #[inline]
     fn is_chunk(&self, chunk: Chunk) -> bool {
         let end = chunk.addr.checked_add(chunk.size);
-        let is_fence_before_zero = self.fence == Fence::Zero && chunk.size == HEADER;
-        (chunk.size >= MIN_CHUNK || is_fence_before_zero)
-            && chunk.size.is_multiple_of(ALIGNMENT)
+        let is_fence_before_zero = self.fence == Fence::Zero && chunk.size == self.chunks.header();
+        let is_size = chunk.size >= self.chunks.min_chunk()
+            && chunk.size & self.chunks.alignment.wrapping_sub(1) == 0;
+        (is_size || is_fence_before_zero)
             && chunk.flags & IS_MMAPPED == 0
             && end.is_some_and(|end| end <= self.limit)
             && !(chunk.addr < self.top && end.is_some_and(|end| end > self.top))
     }
 
     /// Decides whether `chunk` is in use, now that its successor is known.
+    #[inline]
     fn settle(&self, walk: &mut Walk, window: &mut Window<'_>, chunk: Chunk, next: Chunk) {
         let is_fence = self.fence == Fence::Zero && next.size == 0;
         if is_fence {
             return;
         }
         if next.flags & PREV_INUSE == 0 {
-            if window.word(next.addr) != Some(chunk.size) {
+            if window.pointer(next.addr, self.chunks.width) != Some(chunk.size) {
                 walk.problems.push(Problem::Footer(chunk.addr));
             }
             walk.free.push(chunk.addr);
@@ -160,9 +192,9 @@ impl Segment {
             walk.problems.push(Problem::ArenaFlag(chunk.addr));
         }
         walk.blocks.push(Block {
-            start: chunk.addr.saturating_add(HEADER),
+            start: chunk.addr.saturating_add(self.chunks.header()),
             // The user may use the first word of the chunk behind it, but not its own header.
-            size: chunk.size.saturating_sub(8),
+            size: chunk.size.saturating_sub(self.chunks.word()),
         });
     }
 }
@@ -218,6 +250,10 @@ mod tests {
 
     fn segment(top: u64, fence: Fence) -> Segment {
         Segment {
+            chunks: ChunkLayout {
+                width: Width::Eight,
+                alignment: 16,
+            },
             start: Addr(BASE),
             limit: Addr(BASE + 0x2000),
             top: Addr(top),

@@ -6,13 +6,13 @@
 
 use rustc_hash::FxHashMap;
 
-use super::layout::{ALIGNMENT, FLAGS, HEADER, IS_MMAPPED, PAGE};
+use super::layout::{ChunkLayout, FLAGS, IS_MMAPPED, PAGE};
 use super::params::Params;
 use super::problem::Problem;
 use super::search::places;
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Block;
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 use crate::snapshot::{Region, Snapshot, Thread};
 
 /// A chunk with a mapping of its own.
@@ -28,6 +28,7 @@ const FIRST_THRESHOLD: u64 = 128 * 1024;
 /// How a release lays out such a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Layout {
+    chunks: ChunkLayout,
     /// Bytes of the mapping behind the end that the header's size gives.
     behind: u64,
     /// Bytes of the chunk's size that its user does not get.
@@ -38,29 +39,43 @@ struct Layout {
     least_shift: u32,
 }
 
-/// Up to 2.42. What is in front of a moved header must be large enough for a chunk, or the next
-/// multiple of the alignment is taken.
-const PLAIN: Layout = Layout {
-    behind: 0,
-    overhead: HEADER,
-    offset_flags: 0,
-    least_shift: 6,
-};
-/// From 2.43: the size is that of a normal chunk, and `prev_size` has a flag for huge pages.
-const LIKE_A_NORMAL_CHUNK: Layout = Layout {
-    behind: HEADER,
-    overhead: 8,
-    offset_flags: 1,
-    least_shift: 5,
-};
-
 impl Layout {
-    fn of(params: &Params) -> Self {
-        if params.layout.arena_bins == [0x18] {
-            LIKE_A_NORMAL_CHUNK
+    fn of(params: &Params, chunks: ChunkLayout) -> Self {
+        if params.layout.has_normal_mmapped_chunks {
+            Self::like_a_normal_chunk(chunks)
         } else {
-            PLAIN
+            Self::plain(chunks)
         }
+    }
+
+    /// Up to 2.42. What is in front of a moved header must be large enough for a chunk, or the next
+    /// multiple of the alignment is taken.
+    fn plain(chunks: ChunkLayout) -> Self {
+        Self {
+            chunks,
+            behind: 0,
+            overhead: chunks.header(),
+            offset_flags: 0,
+            least_shift: match chunks.width {
+                Width::Four => 5,
+                Width::Eight => 6,
+            },
+        }
+    }
+
+    /// From 2.43: the size is that of a normal chunk, and `prev_size` has a flag for huge pages.
+    fn like_a_normal_chunk(chunks: ChunkLayout) -> Self {
+        Self {
+            chunks,
+            behind: chunks.header(),
+            overhead: chunks.word(),
+            offset_flags: 1,
+            least_shift: 5,
+        }
+    }
+
+    fn pointer(self, memory: &dyn Memory, addr: Addr) -> Option<u64> {
+        memory.pointer(addr, self.chunks.width)
     }
 
     /// The chunk whose header is `offset` bytes into a mapping that starts at `base` and ends at
@@ -73,21 +88,21 @@ impl Layout {
         limit: Addr,
     ) -> Option<MappedChunk> {
         let header = base.checked_add(offset)?;
-        let size = memory.word(header.checked_add(8)?)?;
+        let size = self.pointer(memory, header.checked_add(self.chunks.word())?)?;
         if size & FLAGS != IS_MMAPPED {
             return None;
         }
         let size = size & !FLAGS;
         let length = offset.checked_add(size)?.checked_add(self.behind)?;
         let end = base.checked_add(length)?;
-        let is_chunk = memory.word(header)? & !self.offset_flags == offset
+        let is_chunk = self.pointer(memory, header)? & !self.offset_flags == offset
             && length.is_multiple_of(PAGE)
-            && size >= PAGE / 2 - HEADER
+            && size >= PAGE / 4
             && end <= limit;
         is_chunk.then(|| MappedChunk {
             mapping: AddrRange::new(base, end),
             block: Block {
-                start: header.saturating_add(HEADER),
+                start: header.saturating_add(self.chunks.header()),
                 size: size.saturating_sub(self.overhead),
             },
         })
@@ -104,7 +119,7 @@ impl Layout {
     ) -> Option<MappedChunk> {
         self.moved_within_page(memory, base, limit)
             .or_else(|| moved.get(&base).copied())
-            .or_else(|| self.chunk(memory, base, 0, limit))
+            .or_else(|| self.chunk(memory, base, self.chunks.lead(), limit))
     }
 
     /// A user address below `base` + a page is a power of two from `base`.
@@ -115,7 +130,7 @@ impl Layout {
         limit: Addr,
     ) -> Option<MappedChunk> {
         (self.least_shift..=12)
-            .map(|exponent| (1_u64 << exponent).saturating_sub(HEADER))
+            .map(|exponent| (1_u64 << exponent).saturating_sub(self.chunks.header()))
             .find_map(|offset| self.chunk(memory, base, offset, limit))
     }
 
@@ -127,8 +142,8 @@ impl Layout {
         page: Addr,
         free: &RangeSet,
     ) -> Option<(Addr, MappedChunk)> {
-        let header = page.0.checked_sub(HEADER).map(Addr)?;
-        let offset = memory.word(header)? & !self.offset_flags;
+        let header = page.0.checked_sub(self.chunks.header()).map(Addr)?;
+        let offset = self.pointer(memory, header)? & !self.offset_flags;
         // Less than a page is looked for from the start of the mapping.
         let base = Addr(header.0.checked_sub(offset).filter(|_| offset >= PAGE)?);
         let mapping = free.containing(header).filter(|free| free.contains(base))?;
@@ -140,11 +155,14 @@ impl Layout {
     /// The size in the header that a moved one has left at `base`. It may be more than there is
     /// now: `realloc` may have shrunk the mapping.
     fn old_size(self, memory: &dyn Memory, base: Addr) -> Option<u64> {
-        let size = memory.word(base.checked_add(8)?)?;
-        let is_old_header = memory.word(base)? & !self.offset_flags == 0
+        let lead = self.chunks.lead();
+        let header = base.checked_add(lead)?;
+        let size = self.pointer(memory, header.checked_add(self.chunks.word())?)?;
+        let is_old_header = self.pointer(memory, header)? & !self.offset_flags == lead
             && size & FLAGS == IS_MMAPPED
             && (size & !FLAGS)
                 .checked_add(self.behind)?
+                .checked_add(lead)?
                 .is_multiple_of(PAGE);
         is_old_header.then_some(size)
     }
@@ -178,12 +196,14 @@ fn moved_by_pages(
 pub(super) fn find(
     snapshot: &Snapshot,
     params: &[Params],
+    chunk_layout: ChunkLayout,
     taken: &RangeSet,
 ) -> (Vec<MappedChunk>, Vec<Problem>) {
     let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
-    let Some(layout) = params.first().map(Layout::of).filter(|_| expected > 0) else {
+    let Some(layout) = params.first().filter(|_| expected > 0) else {
         return (Vec::new(), Vec::new());
     };
+    let layout = Layout::of(layout, chunk_layout);
     let is_candidate = |region: &&Region| is_malloc_memory(region);
     let outside_stacks = |region: &&Region| !holds_stack(region, &snapshot.threads);
     let regions = || snapshot.regions.iter().filter(is_candidate);
@@ -196,7 +216,7 @@ pub(super) fn find(
         drop_imitations(snapshot, params, &mut chunks);
     }
     let bytes: u64 = chunks.iter().map(|chunk| chunk.mapping.size()).sum();
-    let problems = check(params, chunks.len() as u64, bytes);
+    let problems = check(params, chunk_layout, chunks.len() as u64, bytes);
     (chunks, problems)
 }
 
@@ -325,17 +345,17 @@ fn suspicions(
     suspicions
 }
 
-fn check(params: &[Params], count: u64, bytes: u64) -> Vec<Problem> {
+fn check(params: &[Params], chunk_layout: ChunkLayout, count: u64, bytes: u64) -> Vec<Problem> {
     let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
     let expected_bytes = params
         .iter()
         .fold(0_u64, |sum, params| sum.saturating_add(params.mmapped_mem));
     // 2.43 adds a header too much to the sum with every mremap.
-    let drifts = params.iter().any(|p| Layout::of(p) == LIKE_A_NORMAL_CHUNK);
+    let drifts = params.iter().any(|p| p.layout.has_normal_mmapped_chunks);
     let bytes_fit = if drifts {
         expected_bytes
             .checked_sub(bytes)
-            .is_some_and(|drift| drift.is_multiple_of(ALIGNMENT))
+            .is_some_and(|drift| drift.is_multiple_of(chunk_layout.header()))
     } else {
         expected_bytes == bytes
     };
@@ -350,8 +370,12 @@ fn check(params: &[Params], count: u64, bytes: u64) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::FakeMemory;
+    use crate::memory::{FakeMemory, Width};
 
+    const EIGHT: ChunkLayout = ChunkLayout {
+        width: Width::Eight,
+        alignment: 16,
+    };
     const BASE: u64 = 0x7f00_0000_0000;
     const LIMIT: Addr = Addr(BASE + 0x20000);
 
@@ -374,13 +398,13 @@ mod tests {
     #[test]
     fn the_usable_size_follows_the_release() {
         let memory = with_headers(&[(0, 0, 0x3000 | 2)]);
-        let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
+        let chunk = chunk_at_base(Layout::plain(EIGHT), &memory).expect("a chunk");
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 16, 0x3000 - 16)
         );
         let memory = with_headers(&[(0, 1, 0x2ff0 | 2)]);
-        let chunk = chunk_at_base(LIKE_A_NORMAL_CHUNK, &memory).expect("a chunk");
+        let chunk = chunk_at_base(Layout::like_a_normal_chunk(EIGHT), &memory).expect("a chunk");
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 16, 0x2ff0 - 8)
@@ -392,7 +416,7 @@ mod tests {
     fn a_moved_header_counts_and_not_the_one_it_left_behind() {
         for moved in [0x30, 0x70, 0xff0, 0x1ff0, 0x7ff0] {
             let memory = with_headers(&[(0, 0, 0x9000 | 2), (moved, moved, (0x9000 - moved) | 2)]);
-            let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
+            let chunk = chunk_at_base(Layout::plain(EIGHT), &memory).expect("a chunk");
             assert_eq!(chunk.block.start.0, BASE + moved + 16, "{moved:#x}");
             assert_eq!(chunk.mapping.size(), 0x9000, "{moved:#x}");
         }
@@ -401,7 +425,7 @@ mod tests {
     #[test]
     fn a_moved_header_is_found_after_the_mapping_was_shrunk() {
         let memory = with_headers(&[(0, 0, 0x9_0000 | 2), (0xfff0, 0xfff0, 0x1010 | 2)]);
-        let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
+        let chunk = chunk_at_base(Layout::plain(EIGHT), &memory).expect("a chunk");
         assert_eq!(
             (chunk.block.start.0, chunk.block.size),
             (BASE + 0x1_0000, 0x1000)
@@ -411,10 +435,10 @@ mod tests {
     #[test]
     fn a_header_that_no_alignment_moves_to_is_contents() {
         let memory = with_headers(&[(0, 0, 0x1000 | 2), (0x10, 0x10, 0xff0 | 2)]);
-        let chunk = chunk_at_base(PLAIN, &memory).expect("a chunk");
+        let chunk = chunk_at_base(Layout::plain(EIGHT), &memory).expect("a chunk");
         assert_eq!(chunk.block.start.0, BASE + 16);
         let memory = with_headers(&[(0, 0, 0xff0 | 2), (0x10, 0x10, 0xfe0 | 2)]);
-        let moved = chunk_at_base(LIKE_A_NORMAL_CHUNK, &memory);
+        let moved = chunk_at_base(Layout::like_a_normal_chunk(EIGHT), &memory);
         assert_eq!(moved.expect("a chunk").block.start.0, BASE + 32);
     }
 
@@ -453,7 +477,7 @@ mod tests {
         ] {
             let memory = with_headers(&[(0, prev_size, size)]);
             assert_eq!(
-                chunk_at_base(PLAIN, &memory),
+                chunk_at_base(Layout::plain(EIGHT), &memory),
                 None,
                 "{prev_size:#x} {size:#x}"
             );

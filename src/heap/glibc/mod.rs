@@ -23,13 +23,14 @@ pub use problem::Problem;
 use rayon::prelude::*;
 
 use arena::{Arena, Arenas};
+use layout::ChunkLayout;
 use mapped::MappedChunk;
 use params::Params;
 use segments::{ArenaMemory, Heaps, Space};
 
 use super::block::{Block, Heap, Zone};
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::{Memory, words};
+use crate::memory::{Memory, Width};
 use crate::snapshot::Snapshot;
 
 /// What was found of glibc's malloc in a target.
@@ -71,7 +72,8 @@ pub fn walk(snapshot: &Snapshot) -> Option<Found> {
     problems.extend(broken_bins(&arenas));
 
     let taken = owned(&memories);
-    let (mapped, mapped_problems) = mapped::find(snapshot, &params, &taken);
+    let chunks = chunk_layout(snapshot, &mallocs);
+    let (mapped, mapped_problems) = mapped::find(snapshot, &params, chunks, &taken);
     problems.extend(mapped_problems);
 
     let zones = zone_names(&mallocs);
@@ -81,7 +83,7 @@ pub fn walk(snapshot: &Snapshot) -> Option<Found> {
         ..Heap::default()
     };
     let mut blocks = sorted_blocks(memories, &mapped, &mut problems);
-    let cached = cache::find(snapshot, &arenas, &params, &blocks);
+    let cached = cache::find(snapshot, &arenas, &params, chunks, &blocks);
     problems.extend(cached.problems);
     blocks.retain(|block| {
         !cached.free.contains(&block.start.0) && !cached.caches.contains(&block.start.0)
@@ -90,6 +92,14 @@ pub fn walk(snapshot: &Snapshot) -> Option<Found> {
     heap.zones = zones;
     count_zones(&mut heap);
     Some(Found { heap, problems })
+}
+
+/// How the chunks of all mallocs are laid out: copies of malloc in one process are of one release,
+/// or of two that differ in nothing of this.
+fn chunk_layout(snapshot: &Snapshot, mallocs: &[Malloc]) -> ChunkLayout {
+    let first = mallocs.first().map(|malloc| malloc.arenas.main.layout);
+    let [.., newest] = layout::arenas(snapshot.width);
+    first.unwrap_or(newest).chunks
 }
 
 impl Malloc {
@@ -286,12 +296,17 @@ fn count_zones(heap: &mut Heap) {
     }
 }
 
-/// Calls `each` with the aligned words of `range`, a window at a time. A struct of up to
+/// Calls `each` with the aligned words of `range`, which have this width, a window at a time. A struct of up to
 /// `OVERLAP` bytes lies in one window at least.
-fn for_each_window(memory: &dyn Memory, range: AddrRange, mut each: impl FnMut(Addr, &[u64])) {
+fn for_each_window(
+    memory: &dyn Memory,
+    width: Width,
+    range: AddrRange,
+    mut each: impl FnMut(Addr, &[u64]),
+) {
     const SIZE: u64 = 1 << 20;
     const OVERLAP: u64 = 512;
-    let Some(mut start) = range.start.align_up(8) else {
+    let Some(mut start) = range.start.align_up(width.bytes()) else {
         return;
     };
     let mut bytes = vec![0; usize::try_from(SIZE.min(range.size())).unwrap_or(0)];
@@ -299,7 +314,8 @@ fn for_each_window(memory: &dyn Memory, range: AddrRange, mut each: impl FnMut(A
         let wanted = range.end.0.saturating_sub(start.0);
         bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         let count = memory.read(start, &mut bytes);
-        let words: Vec<u64> = words(&bytes).take(count / 8).collect();
+        let read = bytes.get(..count).unwrap_or_default();
+        let words: Vec<u64> = width.words(read).collect();
         each(start, &words);
         if count < bytes.len() || start.saturating_add(count as u64) >= range.end {
             return;

@@ -1,7 +1,7 @@
 //! Finding `mp_`, malloc's parameters and counters, without symbols.
 
 use super::arena::Arenas;
-use super::layout::{ALIGNMENT, ARENA_TEST, MMAP_THRESHOLD, PARAMS, ParamsLayout, TOP_PAD};
+use super::layout::{ParamsLayout, params};
 use crate::addr::{Addr, AddrRange};
 use crate::memory::Memory;
 use crate::snapshot::Snapshot;
@@ -34,17 +34,17 @@ pub(super) struct Params {
 impl Params {
     /// Where the struct itself lies.
     pub(super) fn range(&self) -> AddrRange {
-        AddrRange::with_size(self.addr, self.layout.size)
+        AddrRange::with_size(self.addr, self.layout.size())
     }
 
     fn read(memory: &dyn Memory, addr: Addr, layout: ParamsLayout) -> Option<Self> {
-        let word = |offset| memory.word(addr.checked_add(offset)?);
+        let word = |offset| memory.pointer(addr.checked_add(offset)?, layout.width);
         Some(Self {
             addr,
             layout,
             n_mmaps: memory.word32(addr.checked_add(layout.n_mmaps)?)?.into(),
             mmapped_mem: word(layout.mmapped_mem)?,
-            mmap_threshold: word(MMAP_THRESHOLD)?,
+            mmap_threshold: word(layout.mmap_threshold())?,
             sbrk_base: Addr(word(layout.sbrk_base)?),
             tcache_count: match layout.tcache_count() {
                 Some(offset) => word(offset)?.min(MAX_TCACHE_COUNT),
@@ -60,15 +60,16 @@ pub(super) fn find(snapshot: &Snapshot, arenas: &Arenas) -> Option<Params> {
     let memory = &*snapshot.memory;
     let module = snapshot.modules.get(arenas.module)?;
     let bins = arenas.main.layout.bins;
-    let layouts: Vec<ParamsLayout> = PARAMS
+    let width = snapshot.width;
+    let layouts: Vec<ParamsLayout> = params(width)
         .into_iter()
         .filter(|layout| layout.arena_bins.contains(&bins))
         .collect();
     let mut best: Option<(u32, u64, Addr, ParamsLayout)> = None;
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for range in memory.resident(segment.range) {
-            super::for_each_window(memory, range, |start, words| {
-                let addresses = (start.0..).step_by(8).map(Addr);
+            super::for_each_window(memory, width, range, |start, words| {
+                let addresses = (start.0..).step_by(width.size()).map(Addr);
                 for (addr, words) in addresses.zip(tails(words)) {
                     for layout in &layouts {
                         let Some(score) = score(snapshot, words, layout) else {
@@ -97,32 +98,40 @@ fn tails(words: &[u64]) -> impl Iterator<Item = &[u64]> {
 
 /// How much `words` look like an `mp_` of this layout; `None` where they cannot be one.
 fn score(snapshot: &Snapshot, words: &[u64], layout: &ParamsLayout) -> Option<u32> {
-    let word = |offset: u64| words.get(usize::try_from(offset / 8).ok()?).copied();
+    let size = layout.width.bytes();
+    let word = |offset: u64| {
+        let index = offset.checked_div(size)?;
+        words.get(usize::try_from(index).ok()?).copied()
+    };
     let half = |offset: u64| {
         let word = word(offset)?;
-        Some(if offset.is_multiple_of(8) {
+        Some(if offset.is_multiple_of(size) {
             word & 0xffff_ffff
         } else {
             word >> 32
         })
     };
     let points = |points: u32, holds: bool| if holds { points } else { 0 };
-    let threshold = word(MMAP_THRESHOLD)?;
+    let threshold = word(layout.mmap_threshold())?;
+    let (arena_test, tcache_max_bytes) = layout.defaults();
     let trim_threshold = word(0)?;
     let defaults = [
         points(3, half(layout.n_mmaps_max())? == 65536),
-        points(2, word(TOP_PAD)? == 0x2_0000),
-        points(2, word(ARENA_TEST)? == 8),
+        points(2, word(layout.top_pad())? == 0x2_0000),
+        points(2, word(layout.arena_test())? == arena_test),
         points(1, threshold == 0x2_0000),
         points(
             1,
             trim_threshold == 0x2_0000 || trim_threshold == threshold.wrapping_mul(2),
         ),
     ];
-    let tcache = match layout.tcache {
+    let tcache = match layout.tcache_bins() {
         Some(bins) => [
             points(2, word(bins)? == 64),
-            points(2, matches!(word(layout.tcache_max_bytes()?)?, 1032 | 1041)),
+            points(
+                2,
+                tcache_max_bytes.contains(&word(layout.tcache_max_bytes()?)?),
+            ),
             points(1, matches!(word(layout.tcache_count()?)?, 7 | 16)),
         ],
         None => [0; 3],
@@ -133,7 +142,7 @@ fn score(snapshot: &Snapshot, words: &[u64], layout: &ParamsLayout) -> Option<u3
     let is_possible = n_mmaps <= half(layout.max_n_mmaps())?
         && half(layout.no_dyn_threshold())? <= 1
         && mmapped <= word(layout.max_mmapped_mem())?
-        && mmapped.is_multiple_of(ALIGNMENT);
+        && mmapped.is_multiple_of(size);
     if !is_possible || score.saturating_add(HEAP_SCORE) < LOWEST_SCORE {
         return None;
     }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::arena::Arena;
 use super::chunks::{End, Segment, Walk};
-use super::layout::{MIN_CHUNK, PAGE};
+use super::layout::PAGE;
 use crate::addr::{Addr, AddrRange};
-use crate::memory::{Memory, Window};
+use crate::memory::{Memory, Width, Window};
 
 /// Headers that walks which lead nowhere may read, whatever the size of the memory.
 const SLACK: u64 = 1 << 16;
@@ -29,23 +29,26 @@ pub(super) struct Search<'a> {
 impl<'a> Search<'a> {
     /// A search for segments of `arena` in `bytes` of `memory`.
     pub(super) fn new(memory: &'a dyn Memory, arena: &Arena, bytes: u64) -> Self {
+        let headers = bytes.checked_div(arena.layout.chunks.min_chunk());
         Self {
             ahead: Window::new(memory),
             aside: Window::small(memory),
             binned: arena.binned(memory),
-            left: (bytes / MIN_CHUNK).saturating_add(SLACK),
+            left: headers.unwrap_or(0).saturating_add(SLACK),
         }
     }
 
     /// Says whether the word at `start` is zero, or cannot be read.
-    pub(super) fn is_fresh(&mut self, start: Addr) -> bool {
-        self.ahead.word(start).unwrap_or(0) == 0
+    pub(super) fn is_fresh(&mut self, start: Addr, width: Width) -> bool {
+        self.ahead.pointer(start, width).unwrap_or(0) == 0
     }
 
     /// The walk of `segment`, if it is one: its first chunk says that nothing free lies before it,
     /// it ends as segments do, and its free chunks are those that the bins have there.
     pub(super) fn walk(&mut self, segment: Segment) -> Option<Walk> {
-        let header = self.ahead.word(segment.start.checked_add(8)?)?;
+        let chunks = segment.chunks;
+        let header = segment.start.checked_add(chunks.word())?;
+        let header = self.ahead.pointer(header, chunks.width)?;
         if self.left == 0 || !segment.may_begin_with(header) {
             return None;
         }

@@ -4,13 +4,13 @@ use rustc_hash::FxHashSet;
 
 use super::arena::{Arena, Arenas};
 use super::chunks::{End, Fence, Segment, Walk};
-use super::layout::{ALIGNMENT, HEAP_MAX_SIZES, PAGE};
+use super::layout::{PAGE, heap_max_sizes};
 use super::mapped::is_malloc_memory;
 use super::params::Params;
 use super::problem::Problem;
 use super::search::{Search, bytes, places};
 use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::memory::Memory;
+use crate::memory::{Memory, Width};
 use crate::snapshot::Snapshot;
 
 /// The memory that heaps of non-main arenas may take.
@@ -94,13 +94,16 @@ struct HeapInfo {
 }
 
 impl HeapInfo {
-    fn read(memory: &dyn Memory, base: Addr) -> Option<Self> {
-        let word = |offset| memory.word(base.checked_add(offset)?);
+    fn read(memory: &dyn Memory, base: Addr, width: Width) -> Option<Self> {
+        let word = |index: u64| {
+            let offset = width.bytes().checked_mul(index)?;
+            memory.pointer(base.checked_add(offset)?, width)
+        };
         Some(Self {
             base,
-            previous: Addr(word(8)?),
-            size: word(16)?,
-            writable: word(24)?.max(word(16)?),
+            previous: Addr(word(1)?),
+            size: word(2)?,
+            writable: word(3)?.max(word(2)?),
         })
     }
 }
@@ -120,13 +123,15 @@ impl Heaps {
     /// Finds the heaps of `arena`, from the one that its `top` lies in back to the first.
     pub(super) fn find(memory: &dyn Memory, arena: &Arena, heap_info: u64) -> Self {
         let first = arena.addr.saturating_sub(heap_info);
-        let heaps = HEAP_MAX_SIZES
+        let width = arena.layout.chunks.width;
+        let heaps = heap_max_sizes(width)
             .iter()
             .find_map(|max_size| heaps_of_size(memory, arena, first, *max_size));
         Self {
             first,
             is_complete: heaps.is_some(),
-            heaps: heaps.unwrap_or_else(|| HeapInfo::read(memory, first).into_iter().collect()),
+            heaps: heaps
+                .unwrap_or_else(|| HeapInfo::read(memory, first, width).into_iter().collect()),
         }
     }
 }
@@ -137,14 +142,15 @@ fn heaps_of_size(
     first: Addr,
     max_size: u64,
 ) -> Option<Vec<HeapInfo>> {
+    let width = arena.layout.chunks.width;
     let mut heaps = Vec::new();
     let mut seen = FxHashSet::default();
     let mut base = arena.top.align_down(max_size);
     loop {
-        let heap = HeapInfo::read(memory, base)?;
+        let heap = HeapInfo::read(memory, base, width)?;
         // Each arena needs heaps of its own, so that the links of all of them are no more than
         // there is memory.
-        let is_its_heap = memory.word(base) == Some(arena.addr.0)
+        let is_its_heap = memory.pointer(base, width) == Some(arena.addr.0)
             && heap.writable <= max_size
             && heap.size.is_multiple_of(PAGE)
             && base.is_aligned(max_size)
@@ -181,10 +187,12 @@ pub(super) fn of_other_arena(
         } else {
             heap_info
         };
-        let Some(start) = heap.base.saturating_add(header).align_up(ALIGNMENT) else {
+        let chunks = arena.layout.chunks;
+        let Some(start) = chunks.first_chunk(heap.base.saturating_add(header)) else {
             continue;
         };
         let segment = Segment {
+            chunks,
             start,
             limit: heap.base.saturating_add(heap.size).min(room.end),
             top: arena.top,
@@ -216,7 +224,8 @@ pub(super) fn of_main_arena(
     // protection of a part.
     let brk = space.from(params.sbrk_base);
     let mut size = 0_u64;
-    if let Some(start) = brk.start.align_up(ALIGNMENT).filter(|_| !brk.is_empty()) {
+    let first = arena.layout.chunks.first_chunk(brk.start);
+    if let Some(start) = first.filter(|_| !brk.is_empty()) {
         let end = walk_brk(snapshot, arena, AddrRange::new(start, brk.end), &mut found);
         size = AddrRange::new(brk.start, end).size();
     }
@@ -241,6 +250,7 @@ pub(super) fn of_main_arena(
 fn walk_brk(snapshot: &Snapshot, arena: &Arena, brk: AddrRange, found: &mut ArenaMemory) -> Addr {
     let memory = &*snapshot.memory;
     let first = Segment {
+        chunks: arena.layout.chunks,
         start: brk.start,
         limit: brk.end,
         top: arena.top,
@@ -277,16 +287,20 @@ fn next_segment(
     parts: &[AddrRange],
     from: Addr,
 ) -> Option<(Addr, Walk)> {
+    let chunks = segment.chunks;
     [true, false].into_iter().find_map(|is_fresh| {
-        let places = parts.iter().flat_map(|part| places(*part, from, ALIGNMENT));
+        let places = parts
+            .iter()
+            .flat_map(|part| places(*part, from, chunks.alignment));
         places
+            .filter_map(|place| place.checked_add(chunks.lead()))
             .filter(|start| *start >= from)
             .find_map(|start| segment_at(search, Segment { start, ..segment }, is_fresh))
     })
 }
 
 fn segment_at(search: &mut Search<'_>, segment: Segment, is_fresh: bool) -> Option<(Addr, Walk)> {
-    if search.is_fresh(segment.start) != is_fresh {
+    if search.is_fresh(segment.start, segment.chunks.width) != is_fresh {
         return None;
     }
     let walk = search.walk(segment)?;
@@ -348,9 +362,11 @@ fn mapped_segment(
     limit: Addr,
     missing: u64,
 ) -> Option<(Addr, Walk)> {
+    let chunks = arena.layout.chunks;
     places(part, from, PAGE).find_map(|start| {
         let segment = Segment {
-            start,
+            chunks,
+            start: start.checked_add(chunks.lead())?,
             limit: limit.min(start.saturating_add(missing)),
             top: arena.top,
             fence: Fence::Double,

@@ -3,14 +3,15 @@
 use proptest::prelude::*;
 
 use super::layout::{
-    ArenaLayout, BINS, HEADER, IS_MMAPPED, NON_MAIN_ARENA, PAGE, PARAMS, PREV_INUSE, ParamsLayout,
-    TCACHES, TcacheLayout,
+    ArenaLayout, BINS, IS_MMAPPED, NON_MAIN_ARENA, PAGE, PREV_INUSE, ParamsLayout, TcacheLayout,
+    arenas, params, tcaches,
 };
 use crate::addr::{Addr, AddrRange};
 use crate::heap::Block;
-use crate::memory::{FakeMemory, Memory};
+use crate::memory::{FakeMemory, Memory, Width};
 use crate::snapshot::{Module, Region, Segment, Snapshot, Thread};
 
+pub(super) const HEADER: u64 = 16;
 pub(super) const MODULE: u64 = 0x7f00_0000_0000;
 pub(super) const MAIN_ARENA: u64 = MODULE + 0x100;
 pub(super) const PARAMS_AT: u64 = MODULE + 0x2000;
@@ -75,26 +76,30 @@ pub(crate) struct Release {
 
 /// One of each kind: 2.17, 2.23, 2.26, 2.27, 2.32, 2.35, 2.42 and 2.43.
 pub(crate) fn releases() -> Vec<Release> {
-    let release =
-        |bins, counts_threads, params: usize, tcache: Option<usize>, heap_info, mangled| Release {
-            arena: ArenaLayout {
-                bins,
-                counts_threads,
-            },
-            params: PARAMS[params],
-            tcache: tcache.map(|index| TCACHES[index]),
-            heap_info,
-            mangled,
-        };
+    let release = |arena: usize,
+                   counts_threads,
+                   params_index: usize,
+                   tcache: Option<usize>,
+                   heap_info,
+                   mangled| Release {
+        arena: ArenaLayout {
+            counts_threads,
+            ..arenas(Width::Eight)[arena]
+        },
+        params: params(Width::Eight)[params_index],
+        tcache: tcache.map(|index| tcaches(Width::Eight)[index]),
+        heap_info,
+        mangled,
+    };
     vec![
-        release(0x68, false, 0, None, 0x20, false),
-        release(0x68, true, 0, None, 0x20, false),
-        release(0x68, true, 2, Some(0), 0x20, false),
-        release(0x70, true, 2, Some(0), 0x20, false),
-        release(0x70, true, 2, Some(1), 0x20, true),
-        release(0x70, true, 3, Some(1), 0x30, true),
-        release(0x70, true, 3, Some(2), 0x30, true),
-        release(0x18, true, 4, Some(2), 0x30, true),
+        release(0, false, 0, None, 0x20, false),
+        release(0, true, 0, None, 0x20, false),
+        release(0, true, 2, Some(0), 0x20, false),
+        release(2, true, 2, Some(0), 0x20, false),
+        release(2, true, 2, Some(1), 0x20, true),
+        release(2, true, 3, Some(1), 0x30, true),
+        release(2, true, 3, Some(2), 0x30, true),
+        release(3, true, 4, Some(2), 0x30, true),
     ]
 }
 
@@ -172,7 +177,7 @@ impl Built {
             built.memory.set_word(OTHER_HEAP + offset, word);
         }
         built.tcache(BRK);
-        let start = BRK + release.tcache.map_or(0, |tcache| tcache.chunk);
+        let start = BRK + release.tcache.map_or(0, TcacheLayout::chunk);
         built.chunks(MAIN_ARENA, start, BRK + HEAP_SIZE, &contents.main);
         let start = (other + release.arena.size()).next_multiple_of(16);
         // What a thread allocates first is its cache, and a block of zeros of that size in that
@@ -207,7 +212,7 @@ impl Built {
         let Some(layout) = self.release.tcache else {
             return;
         };
-        self.memory.set_word(at + 8, layout.chunk | PREV_INUSE);
+        self.memory.set_word(at + 8, layout.chunk() | PREV_INUSE);
         self.memory.set_word(TCACHE_VARIABLE, at + HEADER);
         self.tcache = Some(at + HEADER);
         for bin in 0..layout.bins {
@@ -291,7 +296,7 @@ impl Built {
     }
 
     fn put_in_fastbin(&mut self, arena: u64, chunk: u64, bin: u64) -> bool {
-        let Some((offset, bins)) = self.release.arena.fastbins() else {
+        let Some((offset, bins)) = self.release.arena.fastbins else {
             return false;
         };
         let entry = arena + offset + bin * 8;
@@ -311,7 +316,7 @@ impl Built {
         }
         set(0x18, 8);
         set(layout.sbrk_base, BRK);
-        if let Some(tcache) = layout.tcache {
+        if let Some(tcache) = layout.tcache_bins() {
             set(tcache, 64);
             set(tcache + 8, 1032);
             set(tcache + 16, TCACHE_COUNT);

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::layout::{HEADER, IS_MMAPPED, PAGE};
+use super::layout::{IS_MMAPPED, PAGE};
 use super::testing::{
-    BRK, Built, Contents, Fate, HEAP_SIZE, MAIN_ARENA, MAPPED, OTHER_HEAP, PARAMS_AT, Release,
-    contents, mutations, releases,
+    BRK, Built, Contents, Fate, HEADER, HEAP_SIZE, MAIN_ARENA, MAPPED, OTHER_HEAP, PARAMS_AT,
+    Release, contents, mutations, releases,
 };
 use super::{Found, Problem, walk};
 use crate::addr::{Addr, RangeSet};

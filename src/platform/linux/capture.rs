@@ -71,6 +71,9 @@ impl Stopped {
         let pid = self.target.pid;
         let plan = Plan::new(&self.regions, &survey.uses, &self.view.pagemap)
             .map_err(|error| proc_error(pid, "pagemap", error))?;
+        let width = self.view.width();
+        let width = width.or_else(|| self.threads.iter().find_map(|thread| thread.width));
+        let width = width.unwrap_or_default();
         let mut kernel_held = procfs::kernel_held(pid);
         let mut snapshot = Snapshot {
             capture: Capture {
@@ -87,9 +90,10 @@ impl Stopped {
                 survey.modules
             },
             process: survey.process,
+            width,
             threads: std::mem::take(&mut self.threads),
             kernel_values: kernel_held.values,
-            auxv: self.view.auxv(),
+            auxv: self.view.auxv(width),
             regions: std::mem::take(&mut self.regions),
             memory: Box::new(NoMemory),
             warnings: survey.warnings,

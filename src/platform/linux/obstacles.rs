@@ -97,7 +97,7 @@ pub enum Obstacle {
         modules: String,
     },
     /// Another instruction set.
-    #[error("process {0} is a program for {1}: rleaks reads 64-bit x86-64 programs only")]
+    #[error("process {0} is a program for {1}: rleaks reads x86-64 and i386 programs only")]
     Architecture(u32, String),
     /// An emulator.
     #[error(
@@ -312,7 +312,7 @@ pub(super) fn architecture(pid: u32, name: &str, header: &[u8; 20]) -> Option<Ob
     let what = match (machine, header[4]) {
         (X86_64, CLASS_32) => "x32 (x86-64 with 32-bit pointers)".to_owned(),
         (X86_64, _) => return emulator(name).map(|name| Obstacle::Emulated(pid, name)),
-        (I386, _) => "i386 (32-bit)".to_owned(),
+        (I386, CLASS_32) => return None,
         (40, _) => "arm (32-bit)".to_owned(),
         (183, _) => "aarch64".to_owned(),
         (243, _) => "RISC-V".to_owned(),
@@ -614,11 +614,7 @@ mod tests {
                 Some("run by the emulator qemu-aarch64-static"),
             ),
             ("qemu-arm", native, Some("run by the emulator qemu-arm")),
-            (
-                "app",
-                header(1, 1, [3, 0]),
-                Some("a program for i386 (32-bit)"),
-            ),
+            ("app", header(1, 1, [3, 0]), None),
             ("app", header(1, 1, [62, 0]), Some("a program for x32")),
             ("app", header(2, 1, [183, 0]), Some("a program for aarch64")),
             ("app", header(2, 2, [0, 22]), Some("(ELF machine 22)")),

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 
 use crate::addr::Addr;
+use crate::memory::Width;
 use crate::snapshot::{KernelValue, Thread};
 use crate::warning::{Bias, Warning};
 
@@ -93,11 +94,8 @@ fn parse_system_call(text: &str) -> Thread {
 }
 
 /// The pairs of type and value in the bytes of an auxiliary vector.
-pub(super) fn parse_auxv(bytes: &[u8]) -> Vec<(u64, u64)> {
-    let words: Vec<u64> = bytes
-        .chunks_exact(8)
-        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
-        .collect();
+pub(super) fn parse_auxv(bytes: &[u8], width: Width) -> Vec<(u64, u64)> {
+    let words: Vec<u64> = width.words(bytes).collect();
     words
         .chunks_exact(2)
         .map(|pair| (pair[0], pair[1]))
@@ -279,7 +277,10 @@ mod tests {
 
     #[test]
     fn a_vector_of_pairs_is_read() {
-        let pairs = parse_auxv(&fs::read("/proc/self/auxv").expect("own auxv"));
+        let pairs = parse_auxv(
+            &fs::read("/proc/self/auxv").expect("own auxv"),
+            Width::Eight,
+        );
         assert!(
             pairs
                 .iter()

@@ -95,6 +95,18 @@ pub(super) fn set_register_set(tid: u32, note: i32, bytes: &mut [u8]) -> io::Res
     check(unsafe { libc::ptrace(libc::PTRACE_SETREGSET, tid, note, &raw mut iovec) })
 }
 
+/// The base address of the segment that entry `index` of the global descriptor table of the stopped
+/// thread `tid` describes: its thread-local storage, in a 32-bit program.
+pub(super) fn thread_area(tid: u32, index: u32) -> io::Result<u32> {
+    const PTRACE_GET_THREAD_AREA: libc::c_uint = 25;
+    // `struct user_desc`, <asm/ldt.h>: number, base, limit, flags.
+    let mut area = [0_u32; 4];
+    // SAFETY: the kernel writes one `struct user_desc`, which is as large as `area`; that outlives
+    // the call and nothing else uses it.
+    check(unsafe { libc::ptrace(PTRACE_GET_THREAD_AREA, tid, index, area.as_mut_ptr()) })?;
+    Ok(area[1])
+}
+
 fn check(result: libc::c_long) -> io::Result<()> {
     if result == -1 {
         return Err(io::Error::last_os_error());

@@ -3,9 +3,10 @@
 use std::io;
 
 use super::procfs::Status;
-use super::ptrace::{register_set, set_register_set};
+use super::ptrace::{register_set, set_register_set, thread_area};
 use super::restart::restarting_result;
 use crate::addr::Addr;
+use crate::memory::Width;
 use crate::snapshot::Thread;
 
 /// The kernel's note type of the general registers, `<elf.h>`.
@@ -15,53 +16,124 @@ const NT_PRFPREG: i32 = 2;
 /// All vector registers, in the processor's XSAVE layout.
 const NT_X86_XSTATE: i32 = 0x202;
 
-/// Indices in `struct user_regs_struct`, `<sys/user.h>`.
-const RAX: usize = 10;
-const ORIG_RAX: usize = 15;
-const RIP: usize = 16;
-const RSP: usize = 19;
-const FS_BASE: usize = 21;
-
 /// `-ENOSYS`: what the kernel puts into the result register when a system call begins, and leaves
 /// there while the call sleeps.
 const NO_RESULT: u64 = (-38_i64).cast_unsigned();
 
+/// Indices in `struct user_regs_struct`, `<sys/user.h>`, of either width.
+struct Indices {
+    result: usize,
+    number: usize,
+    instruction_pointer: usize,
+    stack_pointer: usize,
+}
+
+const INDICES_32: Indices = Indices {
+    result: 6,
+    number: 11,
+    instruction_pointer: 12,
+    stack_pointer: 15,
+};
+const INDICES_64: Indices = Indices {
+    result: 10,
+    number: 15,
+    instruction_pointer: 16,
+    stack_pointer: 19,
+};
+/// The size of the struct in 32-bit programs.
+const SIZE_32: usize = 17 * 4;
+const GS: usize = 10;
+const FS_BASE: usize = 21;
+
+/// The general registers of a thread as the kernel gives them: those of the code that runs.
+struct General {
+    width: Width,
+    bytes: Vec<u8>,
+}
+
+impl General {
+    fn read(tid: u32) -> io::Result<Self> {
+        let bytes = register_set(tid, NT_PRSTATUS)?;
+        let width = if bytes.len() == SIZE_32 {
+            Width::Four
+        } else {
+            Width::Eight
+        };
+        Ok(Self { width, bytes })
+    }
+
+    fn indices(&self) -> &'static Indices {
+        match self.width {
+            Width::Four => &INDICES_32,
+            Width::Eight => &INDICES_64,
+        }
+    }
+
+    fn register(&self, index: usize) -> u64 {
+        let bytes = self.bytes.get(index * self.width.size()..);
+        bytes.and_then(|b| self.width.word(b)).unwrap_or(0)
+    }
+
+    /// A register with a number that may be negative.
+    fn signed(&self, index: usize) -> u64 {
+        let value = self.register(index);
+        match u32::try_from(value) {
+            Ok(value) if self.width == Width::Four => {
+                i64::from(value.cast_signed()).cast_unsigned()
+            }
+            _ => value,
+        }
+    }
+
+    /// The number of the system call that the thread was in, or -1, and its result.
+    fn call_and_result(&self) -> (u64, u64) {
+        let indices = self.indices();
+        (self.signed(indices.number), self.signed(indices.result))
+    }
+}
+
 /// Reads the registers of thread `tid`, which must be stopped by the calling thread.
 pub(super) fn read(pid: u32, tid: u32) -> io::Result<Thread> {
-    let general = register_set(tid, NT_PRSTATUS)?;
-    let general: Vec<u64> = general
-        .chunks_exact(8)
-        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
-        .collect();
+    let general = General::read(tid)?;
     let vector = register_set(tid, NT_X86_XSTATE).or_else(|_| register_set(tid, NT_PRFPREG))?;
-    let register = |index: usize| general.get(index).copied().unwrap_or(0);
+    let indices = general.indices();
+    let (number, result) = general.call_and_result();
     Ok(Thread {
         tid,
         inner_tid: Status::read(pid, tid).map_or(tid, |status| status.inner_tid),
-        instruction_pointer: Addr(register(RIP)),
-        stack_pointer: Addr(register(RSP)),
-        thread_pointer: Addr(register(FS_BASE)),
-        system_call: system_call(register(ORIG_RAX), register(RAX)),
-        general,
+        width: Some(general.width),
+        instruction_pointer: Addr(general.register(indices.instruction_pointer)),
+        stack_pointer: Addr(general.register(indices.stack_pointer)),
+        thread_pointer: thread_pointer(tid, &general),
+        system_call: system_call(number, result),
+        general: general.width.words(&general.bytes).collect(),
         vector,
     })
 }
 
+/// Where the thread control block lies; 0 if there is none.
+fn thread_pointer(tid: u32, general: &General) -> Addr {
+    match general.width {
+        Width::Eight => Addr(general.register(FS_BASE)),
+        Width::Four => {
+            // The selector's upper bits are the index in the table of descriptors.
+            let index = u32::try_from(general.register(GS) >> 3).unwrap_or(0);
+            Addr(thread_area(tid, index).map_or(0, u64::from))
+        }
+    }
+}
+
 /// Makes the kernel restart the system call that thread `tid` was in, if the stop has ended it.
 pub(super) fn restart_system_call(tid: u32) -> io::Result<()> {
-    let mut general = register_set(tid, NT_PRSTATUS)?;
-    let register = |index: usize| {
-        let bytes = general.get(8 * index..)?.first_chunk()?;
-        Some(u64::from_le_bytes(*bytes))
-    };
-    let result = register(ORIG_RAX)
-        .zip(register(RAX))
-        .and_then(|(number, result)| restarting_result(number, result));
-    let Some(result) = result else {
+    let mut general = General::read(tid)?;
+    let (number, result) = general.call_and_result();
+    let Some(result) = restarting_result(general.width, number, result) else {
         return Ok(());
     };
-    general[8 * RAX..8 * RAX + 8].copy_from_slice(&result.to_le_bytes());
-    set_register_set(tid, NT_PRSTATUS, &mut general)
+    let size = general.width.size();
+    let at = general.indices().result * size;
+    general.bytes[at..at + size].copy_from_slice(&result.to_le_bytes()[..size]);
+    set_register_set(tid, NT_PRSTATUS, &mut general.bytes)
 }
 
 /// A thread that was interrupted in a system call has its number in `orig_rax`, and in `rax` one

@@ -8,6 +8,8 @@
 //!
 //! A call with a finite timeout begins to wait anew: its timeout starts afresh.
 
+use crate::memory::Width;
+
 /// `-EINTR`.
 const INTERRUPTED: u64 = (-4_i64).cast_unsigned();
 /// `-ERESTARTNOHAND`, `include/linux/errno.h` of the kernel.
@@ -44,12 +46,50 @@ const RESTARTED: [u64; 27] = [
     449, // futex_waitv
 ];
 
+/// The same calls on i386, where some are parts of `ipc` and `socketcall`.
+const RESTARTED_32: [u64; 30] = [
+    3,   // read
+    4,   // write
+    102, // socketcall
+    117, // ipc
+    145, // readv
+    146, // writev
+    177, // rt_sigtimedwait
+    180, // pread64
+    181, // pwrite64
+    247, // io_getevents
+    256, // epoll_wait
+    319, // epoll_pwait
+    337, // recvmmsg
+    345, // sendmmsg
+    362, // connect
+    364, // accept4
+    369, // sendto
+    370, // sendmsg
+    371, // recvfrom
+    372, // recvmsg
+    385, // io_pgetevents
+    400, // msgsnd
+    401, // msgrcv
+    416, // io_pgetevents_time64
+    417, // recvmmsg_time64
+    420, // semtimedop_time64
+    421, // rt_sigtimedwait_time64
+    426, // io_uring_enter
+    441, // epoll_pwait2
+    449, // futex_waitv
+];
+
 /// The result that makes the kernel restart system call `number`, which ended with `result`
 /// because its thread was stopped; `None` where nothing has to be done.
 ///
 /// `number` is -1 for a thread that was not in a system call.
-pub(super) fn restarting_result(number: u64, result: u64) -> Option<u64> {
-    (result == INTERRUPTED && RESTARTED.contains(&number)).then_some(RESTART_UNLESS_HANDLED)
+pub(super) fn restarting_result(width: Width, number: u64, result: u64) -> Option<u64> {
+    let restarted: &[u64] = match width {
+        Width::Four => &RESTARTED_32,
+        Width::Eight => &RESTARTED,
+    };
+    (result == INTERRUPTED && restarted.contains(&number)).then_some(RESTART_UNLESS_HANDLED)
 }
 
 #[cfg(test)]
@@ -58,15 +98,20 @@ mod tests {
 
     #[test]
     fn only_interrupted_calls_that_may_be_repeated_are_restarted() {
-        assert_eq!(restarting_result(232, INTERRUPTED), Some(u64::MAX - 513));
-        assert_eq!(restarting_result(232, 1), None);
+        assert_eq!(
+            restarting_result(Width::Eight, 232, INTERRUPTED),
+            Some(u64::MAX - 513)
+        );
+        let epoll_wait = restarting_result(Width::Four, 256, INTERRUPTED);
+        assert_eq!(epoll_wait, Some(u64::MAX - 513));
+        assert_eq!(restarting_result(Width::Eight, 232, 1), None);
         // close has closed its file descriptor.
-        assert_eq!(restarting_result(3, INTERRUPTED), None);
-        assert_eq!(restarting_result(u64::MAX, INTERRUPTED), None);
+        assert_eq!(restarting_result(Width::Eight, 3, INTERRUPTED), None);
+        assert_eq!(restarting_result(Width::Eight, u64::MAX, INTERRUPTED), None);
     }
 
     #[test]
     fn the_table_is_in_order() {
-        assert!(RESTARTED.is_sorted());
+        assert!(RESTARTED.is_sorted() && RESTARTED_32.is_sorted());
     }
 }

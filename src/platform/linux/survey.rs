@@ -16,7 +16,7 @@ use super::regions::RegionUse;
 use super::suspend::Suspended;
 use super::view::View;
 use crate::memory::Memory;
-use crate::snapshot::{self, Method, Module, Process, Region, Thread};
+use crate::snapshot::{self, Method, Module, Process, Region};
 use crate::warning::{Bias, Warning};
 
 /// What the copy may need beyond the survey's estimate: the target runs on until it is stopped.
@@ -120,15 +120,19 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let (suspended, standstill) =
+        let (suspended, mut standstill) =
             Suspended::stop(self.pid, survey.limit()).map_err(explained)?;
         let taken_at = SystemTime::now();
-        if standstill.threads.iter().any(Thread::is_32_bit) {
-            let what = "i386 (32-bit)".to_owned();
-            return Err(Obstacle::Architecture(self.pid, what).into());
-        }
         // Opened anew: the target may have executed another program since the survey.
         let view = View::open(self.pid)?;
+        let mut widths = standstill.threads.iter().filter_map(|thread| thread.width);
+        let width = view.width().or_else(|| widths.next()).unwrap_or_default();
+        for thread in &mut standstill.threads {
+            if *thread.width.get_or_insert(width) != width {
+                let what = "a mixture of x86-64 and i386".to_owned();
+                return Err(Obstacle::Architecture(self.pid, what).into());
+            }
+        }
         let regions = view.regions()?;
         Ok(Stopped::new(
             self.clone(),

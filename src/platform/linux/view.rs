@@ -1,6 +1,7 @@
 //! The files of `/proc` through which a process is seen.
 
 use std::fs::{self, File};
+use std::io::Read;
 
 use super::capture_error::{CaptureError, explained, proc_error};
 use super::pagemap::PageMap;
@@ -8,6 +9,7 @@ use super::process_memory::ProcessMemory;
 use super::procfs;
 use super::regions::{self, RegionUse};
 use super::suspend::SuspendError;
+use crate::memory::Width;
 use crate::snapshot::{Process, Region};
 
 /// The memory of a process, and what the kernel says of it.
@@ -69,10 +71,19 @@ impl View {
         }
     }
 
-    /// The auxiliary vector.
-    pub(super) fn auxv(&self) -> Vec<(u64, u64)> {
+    /// The size of the program's pointers, as the ELF header of its executable has it; `None` for
+    /// what rleaks cannot read.
+    pub(super) fn width(&self) -> Option<Width> {
+        let mut header = [0; 20];
+        let mut executable = File::open(path(self.pid, self.tid, "exe")).ok()?;
+        executable.read_exact(&mut header).ok()?;
+        width_of(header)
+    }
+
+    /// The auxiliary vector of a program with pointers of this width.
+    pub(super) fn auxv(&self, width: Width) -> Vec<(u64, u64)> {
         self.read("auxv")
-            .map_or_else(|_| Vec::new(), |bytes| procfs::parse_auxv(&bytes))
+            .map_or_else(|_| Vec::new(), |bytes| procfs::parse_auxv(&bytes, width))
     }
 
     /// Says whether the process still has its memory.
@@ -83,6 +94,18 @@ impl View {
     fn read(&self, name: &str) -> Result<Vec<u8>, CaptureError> {
         fs::read(path(self.pid, self.tid, name))
             .map_err(|source| proc_error(self.pid, name, source))
+    }
+}
+
+/// The class and the machine in the first bytes of an executable: x32 programs have the class of
+/// i386 and the machine of x86-64.
+fn width_of(header: [u8; 20]) -> Option<Width> {
+    const EM_386: u8 = 3;
+    const EM_X86_64: u8 = 62;
+    match (header[4], header[18]) {
+        (1, EM_386) => Some(Width::Four),
+        (2, EM_X86_64) => Some(Width::Eight),
+        _ => None,
     }
 }
 

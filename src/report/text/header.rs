@@ -59,6 +59,7 @@ impl fmt::Display for CodeType<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             "x86_64" => f.write_str("X86-64"),
+            "i386" => f.write_str("X86"),
             "aarch64" => f.write_str("ARM64"),
             other => write!(f, "{}", Escaped(other)),
         }
