@@ -1,0 +1,4 @@
+//! The malloc stack log: what a program that was started under the recorder knows about its
+//! blocks.
+
+pub mod format;
