@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::heap::{self, Exporter, Heap, embedded_allocator};
 use crate::platform::{CaptureError, Stopped, Survey, SuspendError, Target, interrupt_flag};
 use crate::snapshot::{Method, Snapshot};
+use crate::stacklog::StackLog;
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
 const MAX_STOPS: u32 = 20;
@@ -17,6 +18,8 @@ const MAX_LATE_STOPS: u32 = 3;
 pub(super) struct Captured {
     pub(super) snapshot: Snapshot,
     pub(super) heap: Heap,
+    /// The target's malloc stack log, if it has one that can be used.
+    pub(super) log: Option<StackLog>,
     /// With [`Method::Stream`] the target stands still until this is released.
     pub(super) stopped: Option<Stopped>,
 }
@@ -97,15 +100,23 @@ fn attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Attempt> {
         return Ok(Attempt::Again(None));
     }
     let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;
+    let log = stack_log(&mut snapshot, &prepared.exporters);
+    let walk = heap::walk(
+        &snapshot,
+        &prepared.exporters,
+        prepared.embedded,
+        log.as_ref(),
+    )?;
     if !walk.is_clean() {
         return Ok(Attempt::Again(None));
     }
     let interposition = heap::interposition_warning(&prepared.exporters);
+    snapshot.warnings.extend(walk.warnings);
     snapshot.warnings.extend(interposition);
     Ok(Attempt::Captured(Box::new(Captured {
         snapshot,
         heap: walk.heap,
+        log,
         stopped,
     })))
 }
@@ -116,7 +127,13 @@ fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured>
     let stopped = target.stop(&prepared.survey)?;
     let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
     let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;
+    let log = stack_log(&mut snapshot, &prepared.exporters);
+    let walk = heap::walk(
+        &snapshot,
+        &prepared.exporters,
+        prepared.embedded,
+        log.as_ref(),
+    )?;
     let (heap, warnings) = walk.settle(inside_malloc)?;
     snapshot.warnings.extend(warnings);
     let interposition = heap::interposition_warning(&prepared.exporters);
@@ -124,7 +141,18 @@ fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured>
     Ok(Captured {
         snapshot,
         heap,
+        log,
         stopped,
+    })
+}
+
+/// The malloc stack log of `snapshot`. A log that cannot be used is a warning.
+fn stack_log(snapshot: &mut Snapshot, exporters: &[Exporter]) -> Option<StackLog> {
+    let header = heap::stack_log(exporters)?;
+    let log = StackLog::find(snapshot, header);
+    log.unwrap_or_else(|error| {
+        snapshot.warnings.push(error.warning());
+        None
     })
 }
 

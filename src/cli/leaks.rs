@@ -125,7 +125,7 @@ fn extract(
     args: &ScanArgs,
 ) -> anyhow::Result<Graph> {
     let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
-    let roots = scan::roots(snapshot, heap, &excluded);
+    let roots = scan::roots(snapshot, heap, &own_memory, &excluded);
     let alignment = if args.unaligned {
         Alignment::Bytes
     } else {

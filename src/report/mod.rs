@@ -4,6 +4,7 @@
 //! report that was read back from JSON prints the same text.
 
 mod build;
+mod call_stacks;
 mod group;
 mod hex;
 pub mod json;
@@ -17,6 +18,8 @@ mod contract;
 #[cfg(test)]
 mod fixture;
 
+pub use build::Logged;
+pub use call_stacks::{CallStacks, FrameSource};
 pub use hex::Offset;
 pub use model::{
     Capture, CaptureMethod, Frame, Group, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack,

@@ -15,13 +15,20 @@ pub(super) struct Claim {
     pub(super) name: String,
 }
 
-/// The roots of `snapshot`, without those of the classes in `excluded`. What `heap` owns is none.
+/// The roots of `snapshot`, without those of the classes in `excluded`. What `heap` owns is none,
+/// nor is the memory of a stack log, `log`: it has the addresses of all blocks, alive or dead.
 #[must_use]
-pub fn roots(snapshot: &Snapshot, heap: &Heap, excluded: &[RootKind]) -> Vec<Root> {
+pub fn roots(
+    snapshot: &Snapshot,
+    heap: &Heap,
+    log: &RangeSet,
+    excluded: &[RootKind],
+) -> Vec<Root> {
     let mut claims = threads::claims(snapshot);
     claims.extend(globals(snapshot));
     claims.extend(other(snapshot));
-    let mut roots = memory_roots(claims, &heap.owned);
+    let no_roots = heap.owned.ranges().iter().chain(log.ranges());
+    let mut roots = memory_roots(claims, &no_roots.copied().collect());
     let threads = snapshot.threads.iter();
     roots.extend(threads.map(|thread| registers(thread, snapshot.width)));
     roots.extend(snapshot.kernel_values.iter().map(|value| Root {
@@ -166,7 +173,7 @@ mod tests {
         ) {
             let found = glibc::walk(&snapshot).unwrap_or_default();
             let mut ranges = Vec::new();
-            for root in roots(&snapshot, &found.heap, &[]) {
+            for root in roots(&snapshot, &found.heap, &RangeSet::default(), &[]) {
                 if let RootSource::Memory(range) = root.source {
                     prop_assert_eq!(found.heap.owned.within(range).next(), None);
                     ranges.push(range);
