@@ -12,6 +12,7 @@ mod leaks;
 mod panic;
 mod phases;
 mod schema;
+mod stacks;
 mod target;
 
 use std::process::ExitCode;

@@ -28,7 +28,7 @@ impl Recorded {
                  the recorder does not see",
             ));
         }
-        if log.lack().is_none() && is_news(&self.only_in_heap) {
+        if log.header.lack().is_none() && is_news(&self.only_in_heap) {
             warnings.push(difference(
                 "unlogged_blocks",
                 &self.only_in_heap,

@@ -64,8 +64,9 @@ pub struct Exporter {
     pub stack_log: Option<Addr>,
 }
 
-/// The modules of `exporters` that have an allocator of their own.
-pub(super) fn allocators(exporters: &[Exporter]) -> impl Iterator<Item = &Exporter> {
+/// The modules of `exporters` that have an allocator of their own: all but the recorder of the stack
+/// log.
+pub fn allocators(exporters: &[Exporter]) -> impl Iterator<Item = &Exporter> {
     exporters
         .iter()
         .filter(|exporter| exporter.stack_log.is_none())

@@ -16,10 +16,9 @@ mod stand_in;
 
 pub use block::{Block, Heap, Zone};
 pub use embedded::embedded_allocator;
-pub use exports::{Exporter, exporters, is_inside_malloc, stack_log};
+pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log};
 pub use recorded::{Examples, Recorded};
 
-use exports::allocators;
 use glibc::Problem;
 
 use crate::snapshot::Snapshot;
@@ -183,7 +182,10 @@ impl Walk {
             );
             Warning::new("heap_in_flux", message, bias)
         });
-        Ok((self.heap, self.warnings.into_iter().chain(warning).collect()))
+        Ok((
+            self.heap,
+            self.warnings.into_iter().chain(warning).collect(),
+        ))
     }
 }
 

@@ -82,7 +82,10 @@ impl Recorded {
     /// The number of the record of block `block`, if it has one.
     #[must_use]
     pub fn record(&self, block: usize) -> Option<u32> {
-        self.records.get(block).copied().filter(|record| *record != 0)
+        self.records
+            .get(block)
+            .copied()
+            .filter(|record| *record != 0)
     }
 
     /// Compares blocks with records, both in ascending order.
@@ -130,4 +133,68 @@ fn blocks_in(blocks: &[Block], area: &Area) -> Range<usize> {
     let start = blocks.partition_point(|block| block.start < area.range.start);
     let end = blocks.partition_point(|block| block.start < area.range.end);
     start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stacklog::StackLog;
+    use crate::stacklog::format::NODE_NONE;
+    use crate::stacklog::testing::{HEADER, LogWriter};
+
+    fn compare(blocks: &[(u64, u64)], logged: &[(u64, u64)]) -> Recorded {
+        let mut log = LogWriter::new();
+        for (start, requested) in logged {
+            log.block(*start, *requested, NODE_NONE);
+        }
+        let snapshot = log.snapshot();
+        let log = StackLog::find(&snapshot, Addr(HEADER));
+        let log = log.expect("a good log").expect("a log");
+        let records = Records::read(&log, &*snapshot.memory).expect("a good log");
+        let block = |(start, size): &(u64, u64)| Block {
+            start: Addr(*start),
+            size: *size,
+        };
+        let heap = Heap {
+            blocks: blocks.iter().map(block).collect(),
+            ..Heap::default()
+        };
+        Recorded::find(&heap, &records).expect("a good log")
+    }
+
+    #[test]
+    fn each_block_has_its_record_and_differences_are_counted() {
+        const FAR: u64 = 1 << 40;
+        let blocks = [
+            (0x10, 24),
+            (0x40, 24),
+            (0x80, 24),
+            (FAR, 24),
+            (FAR + 0x40, 24),
+        ];
+        let logged = [(FAR, 24), (0x40, 25), (0x10, 24), (0x60, 1), (2 * FAR, 1)];
+        let recorded = compare(&blocks, &logged);
+        let records: Vec<_> = (0..6).map(|block| recorded.record(block)).collect();
+        assert_eq!(records, [Some(3), Some(2), None, Some(1), None, None]);
+        let lowest = |examples: &Examples| (examples.count, examples.lowest.clone());
+        assert_eq!(
+            lowest(&recorded.only_in_log),
+            (2, vec![Addr(0x60), Addr(2 * FAR)])
+        );
+        assert_eq!(
+            lowest(&recorded.only_in_heap),
+            (2, vec![Addr(0x80), Addr(FAR + 0x40)])
+        );
+        assert_eq!(lowest(&recorded.too_large), (1, vec![Addr(0x40)]));
+    }
+
+    #[test]
+    fn of_many_differences_the_lowest_are_named() {
+        let blocks: Vec<_> = (1..100).map(|number| (number << 26, 8)).collect();
+        let recorded = compare(&blocks, &[(64 << 26, 8)]);
+        assert_eq!(recorded.only_in_heap.count, 98);
+        let lowest: Vec<_> = (1..6).map(|number| Addr(number << 26)).collect();
+        assert_eq!(recorded.only_in_heap.lowest, lowest);
+        assert_eq!(recorded.record(63), Some(1));
+    }
 }

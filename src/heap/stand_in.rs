@@ -42,7 +42,7 @@ pub(super) fn walk(
 }
 
 fn recorded_blocks(snapshot: &Snapshot, log: &StackLog) -> Result<Vec<Block>, String> {
-    if let Some(why) = log.lack() {
+    if let Some(why) = log.header.lack() {
         return Err(why);
     }
     let records = Records::read(log, &*snapshot.memory).map_err(|error| error.to_string())?;

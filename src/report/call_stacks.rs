@@ -39,7 +39,11 @@ impl CallStacks {
         code.sort_unstable_by_key(|frame| (frame.image, frame.addr, frame.is_exact));
         let frames = source.frames(&code);
         let named: FxHashMap<CodeFrame, Vec<Frame>> = code.into_iter().zip(frames).collect();
-        Self(stacks().map(|(number, stack)| (number, NamedStack::new(stack, &named))).collect())
+        Self(
+            stacks()
+                .map(|(number, stack)| (number, NamedStack::new(stack, &named)))
+                .collect(),
+        )
     }
 
     /// Says whether a frame of the stack with this number is a call of the function `name`: its
@@ -98,7 +102,10 @@ mod tests {
         for (function, name) in [
             ("main", "main"),
             ("parse(char const*)", "parse"),
-            ("(anonymous namespace)::f(int) const", "(anonymous namespace)::f"),
+            (
+                "(anonymous namespace)::f(int) const",
+                "(anonymous namespace)::f",
+            ),
             ("Less::operator()(int (*)(int))", "Less::operator()"),
             ("<alloc::vec::Vec<(u8, u8)>>::push", "<alloc::vec::Vec<"),
             (")", ")"),

@@ -9,6 +9,7 @@ mod group;
 mod hex;
 pub mod json;
 mod model;
+mod named_code;
 mod schema;
 pub mod text;
 mod time;
@@ -25,5 +26,6 @@ pub use model::{
     Capture, CaptureMethod, Frame, Group, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack,
     StackLog, StackLogMode, Summary, Target, TargetKind, Zone,
 };
+pub use named_code::{CodeImages, NamedCode};
 pub use schema::write_schema;
 pub use time::rfc3339;

@@ -18,12 +18,7 @@ pub(super) struct Claim {
 /// The roots of `snapshot`, without those of the classes in `excluded`. What `heap` owns is none,
 /// nor is the memory of a stack log, `log`: it has the addresses of all blocks, alive or dead.
 #[must_use]
-pub fn roots(
-    snapshot: &Snapshot,
-    heap: &Heap,
-    log: &RangeSet,
-    excluded: &[RootKind],
-) -> Vec<Root> {
+pub fn roots(snapshot: &Snapshot, heap: &Heap, log: &RangeSet, excluded: &[RootKind]) -> Vec<Root> {
     let mut claims = threads::claims(snapshot);
     claims.extend(globals(snapshot));
     claims.extend(other(snapshot));

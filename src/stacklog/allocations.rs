@@ -33,7 +33,9 @@ impl Allocations {
         let blocks: FxHashMap<u32, Allocation> = blocks.filter_map(known).collect();
         let used: FxHashSet<u32> = blocks.values().filter_map(|known| known.stack).collect();
         let mut reader = StackReader::new(log, memory)?;
-        let stacks = used.into_iter().map(|number| (number, reader.stack(number)));
+        let stacks = used
+            .into_iter()
+            .map(|number| (number, reader.stack(number)));
         let stacks: FxHashMap<u32, CallStack> = stacks.collect();
         let frames = stacks.values().flat_map(|stack| &stack.frames);
         let used: FxHashSet<u32> = frames.filter_map(|frame| frame.image).collect();

@@ -170,6 +170,20 @@ impl LogHeader {
         }))
     }
 
+    /// Why the log does not know every block that lives: `None` where it does, from its beginning
+    /// on.
+    #[must_use]
+    pub fn lack(&self) -> Option<String> {
+        if self.is_bypassed {
+            return Some("the program's calls of malloc do not pass the recorder".to_owned());
+        }
+        if self.sample_bytes.is_some() {
+            return Some("it has samples only".to_owned());
+        }
+        let dropped = self.dropped();
+        (dropped > 0).then(|| format!("it has dropped {dropped} allocations"))
+    }
+
     /// The number of allocations without a record.
     #[must_use]
     pub fn dropped(&self) -> u64 {

@@ -36,7 +36,9 @@ impl StackLog {
         if u64::from(number) >= tables.images_len || index >= IMAGES {
             return None;
         }
-        let at = tables.images.checked_add(index.checked_mul(IMAGE)? as u64)?;
+        let at = tables
+            .images
+            .checked_add(index.checked_mul(IMAGE)? as u64)?;
         let bytes = read(memory, at, IMAGE);
         if bytes.len() < IMAGE {
             return None;

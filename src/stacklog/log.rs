@@ -53,21 +53,6 @@ impl StackLog {
         &self.own
     }
 
-    /// Why the log does not know every block that lives: `None` where it does, from its beginning
-    /// on.
-    #[must_use]
-    pub fn lack(&self) -> Option<String> {
-        let header = &self.header;
-        if header.is_bypassed {
-            return Some("the program's calls of malloc do not pass the recorder".to_owned());
-        }
-        if header.sample_bytes.is_some() {
-            return Some("it has samples only".to_owned());
-        }
-        let dropped = header.dropped();
-        (dropped > 0).then(|| format!("it has dropped {dropped} allocations"))
-    }
-
     /// What the recorder could not do.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {

@@ -76,7 +76,9 @@ impl<'a> Records<'a> {
         let chunks: Vec<Chunk> = addresses
             .par_iter()
             .zip(&sizes)
-            .map(|(start, size)| start.map_or_else(Chunk::default, |s| Chunk::read(memory, s, *size)))
+            .map(|(start, size)| {
+                start.map_or_else(Chunk::default, |s| Chunk::read(memory, s, *size))
+            })
             .collect();
         let words = chunks.len().saturating_mul(BLOCKS_PER_CHUNK / 64);
         Ok(Self {
@@ -115,7 +117,10 @@ impl<'a> Records<'a> {
             let size = AddrRange::new(start, part.end).size();
             let bytes = read(self.memory, start, usize::try_from(size).unwrap_or(0));
             let first = start.0.saturating_sub(area.heads.0) / HEAD as u64;
-            for (region, head) in (first..).zip(words32(&bytes)).filter(|(_, head)| *head != 0) {
+            for (region, head) in (first..)
+                .zip(words32(&bytes))
+                .filter(|(_, head)| *head != 0)
+            {
                 let region = area.range.start.saturating_add(region << REGION_SHIFT);
                 self.follow(region, head, &mut live)?;
             }
@@ -235,7 +240,9 @@ fn chunk_addresses(log: &StackLog, memory: &dyn Memory) -> Result<Vec<Option<Add
     }
     let bytes = read(memory, tables.block_chunks, count.saturating_mul(WORD));
     let words = bytes.chunks_exact(WORD).map(|word| u64_at(word, 0));
-    let addresses: Vec<Option<Addr>> = words.map(|word| (word != 0).then_some(Addr(word))).collect();
+    let addresses: Vec<Option<Addr>> = words
+        .map(|word| (word != 0).then_some(Addr(word)))
+        .collect();
     check_parts(log, addresses.iter().flatten().copied(), CHUNK_SIZE)?;
     Ok(addresses)
 }

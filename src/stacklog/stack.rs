@@ -84,7 +84,11 @@ impl<'a> StackReader<'a> {
         if count > NODE_CHUNKS {
             return Err(LogError::damaged(format!("it has {used} frames")));
         }
-        let bytes = read(memory, tables.node_chunks, count.saturating_mul(size_of::<u64>()));
+        let bytes = read(
+            memory,
+            tables.node_chunks,
+            count.saturating_mul(size_of::<u64>()),
+        );
         let chunks: Vec<u64> = bytes.chunks_exact(8).map(|word| u64_at(word, 0)).collect();
         let used = chunks.iter().filter(|chunk| **chunk != 0);
         let size = NODES_PER_CHUNK.saturating_mul(NODE);
@@ -104,7 +108,8 @@ impl<'a> StackReader<'a> {
         let depth = usize::try_from(self.log.header.depth).unwrap_or(0);
         let mut node = number;
         while node >= NODE_FIRST {
-            let Some((frame, parent)) = self.node(node).filter(|_| stack.frames.len() < depth) else {
+            let Some((frame, parent)) = self.node(node).filter(|_| stack.frames.len() < depth)
+            else {
                 node = NODE_CUT;
                 break;
             };

@@ -30,7 +30,9 @@ fn image(path: &Path) -> CodeImage {
         code: code
             .map(|header| AddrRange::with_size(Addr(header.p_vaddr), header.p_memsz))
             .collect(),
-        build_id: ElfFile::parse(bytes.clone()).expect("an ELF file").build_id(),
+        build_id: ElfFile::parse(bytes.clone())
+            .expect("an ELF file")
+            .build_id(),
         ..CodeImage::default()
     }
 }
@@ -92,7 +94,11 @@ fn by_addr2line(path: &Path, links: &[u64]) -> Vec<Vec<Line>> {
 fn explore() {
     let path = PathBuf::from(std::env::var("EXPLORE").expect("EXPLORE"));
     let step: usize = std::env::var("STEP").map_or(1, |s| s.parse().expect("a number"));
-    let detail = if std::env::var("NAMES").is_ok() { Detail::Names } else { Detail::Lines };
+    let detail = if std::env::var("NAMES").is_ok() {
+        Detail::Names
+    } else {
+        Detail::Lines
+    };
     let image = image(&path);
     let links: Vec<u64> = image
         .code

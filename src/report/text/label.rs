@@ -136,7 +136,10 @@ mod tests {
         for (functions, label) in [
             (&["calloc", "f", "main"][..], "calloc in f"),
             (&["__libc_realloc", "f"], "realloc in f"),
-            (&["malloc", "operator new(unsigned long)", "f"], "malloc in f"),
+            (
+                &["malloc", "operator new(unsigned long)", "f"],
+                "malloc in f",
+            ),
             (&["f", "main"], "malloc in f"),
         ] {
             let stack = stack(functions);
