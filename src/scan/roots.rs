@@ -106,9 +106,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::heap::glibc;
     use crate::heap::glibc::testing::{Built, contents, mutations, releases};
+    use crate::heap::{Block, glibc};
+    use crate::scan::{Alignment, BlockIndex, Graph, leaks, mark};
     use crate::snapshot::{Module, Segment};
+    use crate::stacklog::StackLog;
+    use crate::stacklog::testing::{HEADER, LogWriter};
 
     fn claim(start: u64, end: u64, kind: Option<RootKind>) -> Claim {
         Claim {
@@ -206,5 +209,35 @@ mod tests {
                 (RootKind::Other, 0x700, 0x800),
             ]
         );
+    }
+
+    #[test]
+    fn stale_address_in_the_memory_of_a_stack_log_hides_no_leak() {
+        const BLOCK: Block = Block {
+            start: Addr(0x5555_0000_1010),
+            size: 24,
+        };
+        let mut writer = LogWriter::new();
+        let stale = writer.map(4096);
+        writer.memory.set_word(stale + 8, BLOCK.start.0);
+        let snapshot = writer.snapshot();
+        let log = StackLog::find(&snapshot, Addr(HEADER)).expect("a good log");
+        let log = log.expect("a log");
+        let heap = Heap {
+            blocks: vec![BLOCK],
+            owned: [BLOCK.range()].into_iter().collect(),
+            ..Heap::default()
+        };
+        let leaked = |no_roots: &RangeSet| {
+            let roots = roots(&snapshot, &heap, no_roots, &[]);
+            let index = BlockIndex::new(&heap.blocks).expect("one block");
+            let (memory, words) = (&*snapshot.memory, Alignment::Words);
+            let graph = Graph::extract(memory, snapshot.width, &index, &roots, words, &|| false);
+            let graph = graph.expect("nobody interrupts");
+            leaks(&graph, &mark(&graph), &heap.blocks).len()
+        };
+        assert_eq!(leaked(log.own_memory()), 1);
+        // It is a root like any other where nobody says what it is.
+        assert_eq!(leaked(&RangeSet::default()), 0);
     }
 }
