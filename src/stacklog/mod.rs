@@ -2,3 +2,6 @@
 //! blocks.
 
 pub mod format;
+mod recorder;
+
+pub use recorder::RECORDER;
