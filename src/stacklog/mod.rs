@@ -17,6 +17,7 @@ pub mod format;
 mod header;
 mod image;
 mod log;
+mod recorder;
 mod records;
 mod stack;
 #[cfg(test)]
@@ -28,5 +29,6 @@ pub use allocations::Allocations;
 pub use header::{LogError, LogHeader, LogMode, header_address};
 pub use image::Image;
 pub use log::StackLog;
+pub use recorder::RECORDER;
 pub use records::{Area, LiveRecord, Records};
 pub use stack::{Allocation, CallStack, CodeFrame, StackReader};
