@@ -17,6 +17,9 @@ mod sections;
 mod split;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 use gimli::{DwarfPackage, DwarfSections, EndianSlice, LittleEndian};
 use rayon::prelude::*;
 

@@ -21,6 +21,14 @@ const NEEDED: [SectionId; 10] = [
     SectionId::DebugStrOffsets,
     SectionId::DebugCuIndex,
 ];
+/// The sections of a package that its index refers to: it is an error if they are not there.
+const INDEXED: [SectionId; 5] = [
+    SectionId::DebugLoc,
+    SectionId::DebugLocLists,
+    SectionId::DebugMacinfo,
+    SectionId::DebugMacro,
+    SectionId::DebugTypes,
+];
 /// All sections of an executable or a debug file are no more than this.
 const MAX_MAIN: u64 = 3 << 30;
 /// All sections of a `.dwo` file are no more than this: several are read at a time.
@@ -28,19 +36,20 @@ const MAX_SPLIT: u64 = 256 << 20;
 
 /// The sections of an executable or a debug file.
 pub(super) fn main<B: Bytes + Sync>(elf: &ElfFile<B>) -> Option<DwarfSections<Vec<u8>>> {
-    let mut contents = Contents::read(elf, |id| Some(id.name()), MAX_MAIN)?;
+    let mut contents = Contents::read(elf, &NEEDED, |id| Some(id.name()), MAX_MAIN)?;
     DwarfSections::load(|id| Ok::<_, ()>(contents.take(id))).ok()
 }
 
 /// The sections of a `.dwo` file.
 pub(super) fn split<B: Bytes + Sync>(elf: &ElfFile<B>) -> Option<DwarfSections<Vec<u8>>> {
-    let mut contents = Contents::read(elf, SectionId::dwo_name, MAX_SPLIT)?;
+    let mut contents = Contents::read(elf, &NEEDED, SectionId::dwo_name, MAX_SPLIT)?;
     DwarfSections::load(|id| Ok::<_, ()>(contents.take(id))).ok()
 }
 
 /// The sections of a `.dwp` file.
 pub(super) fn package<B: Bytes + Sync>(elf: &ElfFile<B>) -> Option<DwarfPackageSections<Vec<u8>>> {
-    let mut contents = Contents::read(elf, SectionId::dwo_name, MAX_MAIN)?;
+    let sections = [&NEEDED[..], &INDEXED].concat();
+    let mut contents = Contents::read(elf, &sections, SectionId::dwo_name, MAX_MAIN)?;
     DwarfPackageSections::load(|id| Ok::<_, gimli::Error>(contents.take(id))).ok()
 }
 
@@ -59,6 +68,7 @@ struct Contents(Vec<(SectionId, Vec<u8>)>);
 impl Contents {
     fn read<B: Bytes + Sync>(
         elf: &ElfFile<B>,
+        sections: &[SectionId],
         name: impl Fn(SectionId) -> Option<&'static str> + Sync,
         limit: u64,
     ) -> Option<Self> {
@@ -69,8 +79,8 @@ impl Contents {
             return None;
         }
         // Decompression is what takes time.
-        let sections = NEEDED.into_par_iter();
-        let contents = sections.filter_map(|id| Some((id, elf.debug_section(name(id)?)?)));
+        let sections = sections.par_iter();
+        let contents = sections.filter_map(|id| Some((*id, elf.debug_section(name(*id)?)?)));
         Some(Self(contents.collect()))
     }
 
