@@ -1,6 +1,6 @@
 //! What an address of the target stands for, and what a block is by its content.
 
-mod allocator;
+mod allocators;
 mod code_frames;
 mod compression;
 mod debug_file;
@@ -21,7 +21,7 @@ mod code_tests;
 #[cfg(test)]
 mod tests;
 
-pub use allocator::is_allocator_wrapper;
+pub use allocators::is_allocator_wrapper;
 pub use code_frames::{CodeFrames, Detail};
 pub use demangle::{demangle, vtable_class};
 pub use describe::{Content, Describer, Description};

@@ -5,7 +5,7 @@ use super::{Check, TargetEntry};
 use crate::heap::{self, Exporter, embedded_allocator};
 use crate::platform::{ProcessInfo, Target, TargetFiles, thread_count, tracer};
 use crate::report::text::Size;
-use crate::snapshot::Method;
+use crate::snapshot::{Method, Module};
 use crate::stacklog::{LogError, LogHeader, LogMode};
 use crate::symbolize::{ModuleSymbols, SymbolSource, inventory};
 
@@ -123,10 +123,13 @@ impl Readable {
         let executable = survey.modules.first().map_or("", |module| &module.path);
         let header = heap::stack_log(&exporters);
         let log = header.map_or(Ok(None), |at| LogHeader::read(survey.memory(), at));
+        // The recorder has no names, and no report needs them.
+        let is_named = |module: &&Module| header.is_none_or(|at| !module.contains(at));
+        let named: Vec<Module> = survey.modules.iter().filter(is_named).cloned().collect();
         Ok(Self {
             log,
             allocator: Allocator::in_charge(&exporters, embedded, executable),
-            modules: inventory(&survey.modules, &TargetFiles::of_process(pid)),
+            modules: inventory(&named, &TargetFiles::of_process(pid)),
             bytes: survey.bytes,
             copy_size: survey.copy_size(),
         })

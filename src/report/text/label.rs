@@ -74,7 +74,8 @@ pub(super) fn last_part(path: &str) -> &str {
 
 /// The innermost frame that is not the allocator's, and what it called of the allocator.
 fn allocating_frame(stack: &Stack) -> Option<(&'static str, &Frame)> {
-    let is_allocator = |frame: &&Frame| frame.function.as_deref().is_some_and(is_allocator_wrapper);
+    let is_allocator =
+        |frame: &&Frame| is_allocator_wrapper(frame.function.as_deref(), frame.module.as_deref());
     let outside = stack.frames.iter().find(|frame| !is_allocator(frame));
     let innermost = stack.frames.first()?.function.as_deref();
     let allocator = innermost.and_then(allocator).unwrap_or("malloc");
