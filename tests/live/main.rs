@@ -18,6 +18,7 @@ mod obstacles;
 mod programs;
 mod roots;
 mod signals;
+mod stacks;
 #[path = "../support/mod.rs"]
 mod support;
 mod syscalls;
