@@ -7,7 +7,7 @@ use gimli::SectionId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::addr::Addr;
+use crate::addr::{Addr, AddrRange};
 use crate::platform::TargetFiles;
 
 /// Where the code of the tests is.
@@ -143,7 +143,7 @@ fn locate(info: &DebugInfo, addresses: &[u64]) -> Result<Vec<Option<Located>>, O
         files: &files,
         paths: Vec::new(),
     };
-    info.locate(addresses, &[CODE], &split)
+    info.locate(addresses, &[CODE].into_iter().collect(), &split)
 }
 
 /// What is said of an address in the code by `entries`, with `others` as further sections.
