@@ -273,12 +273,14 @@ fn a_header_of_a_line_program_that_is_too_long_is_not_read() {
 }
 
 /// The sections of a program that g++ built, for DWARF 4 and 5.
-fn real_sections() -> &'static [Vec<(SectionId, Vec<u8>)>] {
-    static SECTIONS: OnceLock<Vec<Vec<(SectionId, Vec<u8>)>>> = OnceLock::new();
-    SECTIONS.get_or_init(|| ["-gdwarf-4", "-gdwarf-5"].map(compiled).into())
+fn real_sections() -> &'static [Sections; 2] {
+    static SECTIONS: OnceLock<[Sections; 2]> = OnceLock::new();
+    SECTIONS.get_or_init(|| ["-gdwarf-4", "-gdwarf-5"].map(compiled))
 }
 
-fn compiled(version: &str) -> Vec<(SectionId, Vec<u8>)> {
+type Sections = Vec<(SectionId, Vec<u8>)>;
+
+fn compiled(version: &str) -> Sections {
     const IDS: [SectionId; 8] = [
         SectionId::DebugInfo,
         SectionId::DebugAbbrev,
