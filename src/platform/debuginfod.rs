@@ -56,7 +56,7 @@ impl Debuginfod {
     }
 }
 
-/// Where the client keeps what it fetched, as debuginfod_find_debuginfo(3) says.
+/// Where the client keeps what it fetched, as its manual page says.
 fn cache_directory(variable: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty());
     set("DEBUGINFOD_CACHE_PATH")

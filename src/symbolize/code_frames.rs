@@ -11,7 +11,7 @@ use super::image::{CodeAddress, CodeImage, SourceFrame};
 use super::module_symbols::{build_id, debug_file, functions, image_file};
 use super::perf_map;
 use super::table::{Symbol, SymbolTable};
-use crate::addr::Addr;
+use crate::addr::{Addr, RangeSet};
 use crate::platform::{Debuginfod, RegularFile, TargetFiles};
 use crate::warning::{Bias, Warning};
 
@@ -112,13 +112,17 @@ impl<'a> CodeFrames<'a> {
         let debug = self.debug_file(image, file.as_ref());
         let functions =
             self.functions[number].get_or_init(|| functions(file.as_ref(), debug.as_ref()));
-        let is_code = |link: &u64| image.code.iter().any(|range| range.contains(Addr(*link)));
+        let code = code_of(
+            image,
+            file.as_ref().or(debug.as_ref().map(|debug| &debug.elf)),
+        );
+        let is_code = |link: &u64| code.contains(Addr(*link));
         let links = addresses.iter().map(|a| image.link_address(a.lookup()));
         let mut wanted: Vec<u64> = links.filter(is_code).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let located = match self.detail {
-            Detail::Lines => self.locate(image, file, debug, &wanted),
+            Detail::Lines => self.locate(image, file, debug, &code, &wanted),
             Detail::Names => Vec::new(),
         };
         let frames = addresses.iter().map(|address| {
@@ -155,6 +159,7 @@ impl<'a> CodeFrames<'a> {
         image: &CodeImage,
         file: Option<ElfFile<RegularFile>>,
         debug: Option<DebugFile>,
+        code: &RangeSet,
         wanted: &[u64],
     ) -> Vec<Option<Located>> {
         let own = file.filter(ElfFile::has_debug_info).map(|elf| DebugFile {
@@ -174,11 +179,10 @@ impl<'a> CodeFrames<'a> {
             self.warn(&debug.path, "is too large, or cannot be read");
             return Vec::new();
         };
-        info.locate(wanted, &image.code, &split)
-            .unwrap_or_else(|_| {
-                self.warn(&debug.path, "is damaged");
-                Vec::new()
-            })
+        info.locate(wanted, code, &split).unwrap_or_else(|_| {
+            self.warn(&debug.path, "is damaged");
+            Vec::new()
+        })
     }
 
     fn warn(&self, path: &str, what: &str) {
@@ -201,6 +205,17 @@ impl fmt::Debug for CodeFrames<'_> {
             .field("detail", &self.detail)
             .finish_non_exhaustive()
     }
+}
+
+/// The link addresses where `image` has code: of what is known to be loaded, what its file, or its
+/// debug file, says is code.
+fn code_of(image: &CodeImage, elf: Option<&ElfFile<RegularFile>>) -> RangeSet {
+    let loaded: RangeSet = image.code.iter().copied().collect();
+    let Some(code) = elf.map(ElfFile::code) else {
+        return loaded;
+    };
+    let code = code.ranges().iter();
+    code.flat_map(|range| loaded.within(*range)).collect()
 }
 
 /// A frame of which only the place is known.

@@ -55,6 +55,21 @@ fn frames_of(path: &Path, links: &[u64], detail: Detail) -> Vec<Vec<SourceFrame>
     resolved
 }
 
+/// The start and the end of each function in the symbol table of the file at `path`.
+fn functions(path: &Path) -> Vec<(String, u64, u64)> {
+    let bytes = std::fs::read(path).expect("a file");
+    let elf = Elf::parse(&bytes).expect("an ELF file");
+    let functions = elf.syms.iter().filter(|symbol| symbol.is_function());
+    let functions = functions.filter(|symbol| symbol.st_value != 0);
+    functions
+        .map(|symbol| {
+            let name = elf.strtab.get_at(symbol.st_name).expect("a name");
+            let end = symbol.st_value + symbol.st_size;
+            (name.to_owned(), symbol.st_value, end)
+        })
+        .collect()
+}
+
 /// What is compared of a call: the function, the file and the line.
 type Line = (Option<String>, Option<String>, Option<u32>);
 
@@ -495,4 +510,296 @@ fn frames_of_rust_programs_are_those_of_other_readers() {
     };
     assert!(function("words::main") && function("words::main::{{closure}}"));
     assert!(function("alloc::alloc::alloc"));
+}
+
+#[test]
+fn the_line_of_a_return_address_is_that_of_the_call() {
+    let build = Build::new();
+    let source = "void stop(void) __attribute__((noreturn));\n\
+                  __attribute__((noinline)) void last(int *n) {\n\
+                  if (*n)\n\
+                  stop();\n\
+                  *n = 1;\n\
+                  stop(); }\n\
+                  __attribute__((noinline)) void next(int *n) { *n = 2; }\n\
+                  void stop(void) { for (;;); }\n\
+                  int main(int c, char **v) { next(&c); last(&c); return (long)v; }\n";
+    std::fs::write(build.path("calls.c"), source).expect("the source");
+    let flags = [
+        "-g",
+        "-O1",
+        "-fno-reorder-functions",
+        "-fno-align-functions",
+    ];
+    build.run("gcc", &[&flags[..], &["calls.c", "-o", "calls"]].concat());
+    let path = build.path("calls");
+    let functions = functions(&path);
+    let function = |name: &str| functions.iter().find(|known| known.0 == name).expect(name);
+    let (_, start, end) = function("last");
+    assert_eq!(function("next").1, *end, "nothing between the two");
+    let images = [image(&path)];
+    let frames = CodeFrames::new(&images, TargetFiles::under(Path::new("/")), Detail::Lines);
+    let resolved = |is_return| {
+        let addr = Addr(images[0].bias + end);
+        let address = CodeAddress {
+            addr,
+            image: Some(0),
+            is_return,
+        };
+        frames.resolve(&[address]).remove(0).remove(0)
+    };
+    let call = resolved(true);
+    assert_eq!(
+        (call.function.as_deref(), call.line),
+        (Some("last"), Some(6))
+    );
+    assert_eq!(call.function_offset, Some(end - start));
+    assert_eq!(call.module_offset, Some(*end));
+    let running = resolved(false);
+    assert_eq!(
+        (running.function.as_deref(), running.line),
+        (Some("next"), Some(7))
+    );
+    assert_eq!(
+        (running.function_offset, running.module_offset),
+        (Some(0), Some(*end))
+    );
+}
+
+const ASSEMBLER: &str = ".text\n\
+    .globl sized, unsized, bare, main\n\
+    .type sized, @function\nsized: nop\nlabel: nop\nret\n.size sized, .-sized\n\
+    .skip 64, 0x90\n\
+    .type unsized, @function\nunsized: nop\nret\n\
+    bare: nop\nret\n\
+    .type local, @function\nlocal: ret\n.size local, .-local\n\
+    .skip 64, 0x90\n\
+    main: ret\n.size main, .-main\n\
+    .section .note.GNU-stack,\"\",@progbits\n";
+
+#[test]
+fn a_function_without_a_size_has_no_more_than_is_certainly_its_own() {
+    let build = Build::new();
+    std::fs::write(build.path("code.s"), ASSEMBLER).expect("the source");
+    build.run("gcc", &["-no-pie", "code.s", "-o", "code"]);
+    let name_at = |file: &str, name: &str, offset: u64| {
+        let path = build.path("code");
+        let start = nm_address(&path, name);
+        let frames = frames_of(&build.path(file), &[start + offset], Detail::Lines);
+        frames[0][0].function.clone()
+    };
+    for (symbol, offset, name) in [
+        ("sized", 0, Some("sized")),
+        ("label", 0, Some("sized")),
+        ("sized", 2, Some("sized")),
+        ("sized", 3, None),
+        ("sized", 66, None),
+        ("unsized", 0, Some("unsized")),
+        ("unsized", 1, Some("unsized")),
+        ("bare", 0, Some("bare")),
+        ("local", 0, Some("local")),
+        ("local", 1, None),
+        ("main", 0, Some("main")),
+    ] {
+        let found = name_at("code", symbol, offset);
+        assert_eq!(found.as_deref(), name, "{symbol} + {offset}");
+    }
+    // Without the local symbols nobody knows what follows.
+    build.run("strip", &["-x", "code", "-o", "global"]);
+    assert_eq!(name_at("global", "sized", 1).as_deref(), Some("sized"));
+    assert_eq!(name_at("global", "unsized", 1), None);
+    assert_eq!(name_at("global", "local", 0), None);
+}
+
+fn nm_address(path: &Path, name: &str) -> u64 {
+    let symbols = with_input("nm", &[text(path)], "");
+    let line = symbols
+        .lines()
+        .find(|line| line.ends_with(&format!(" {name}")));
+    let address = line.and_then(|line| line.split(' ').next()).expect(name);
+    u64::from_str_radix(address, 16).expect("an address")
+}
+
+#[test]
+fn assembler_code_has_the_lines_of_its_debug_information() {
+    let build = Build::new();
+    std::fs::write(build.path("code.s"), ASSEMBLER).expect("the source");
+    for version in ["-Wa,--gdwarf-4", "-Wa,--gdwarf-5"] {
+        build.run("gcc", &["-no-pie", version, "code.s", "-o", "code"]);
+        let path = build.path("code");
+        let start = nm_address(&path, "unsized");
+        let frame = frames_of(&path, &[start + 1], Detail::Lines)
+            .remove(0)
+            .remove(0);
+        assert_eq!(frame.function.as_deref(), Some("unsized"), "{version}");
+        assert_eq!(frame.line, Some(11), "{version}");
+        assert_eq!(frame.file.as_deref(), Some(text(&build.path("code.s"))));
+    }
+}
+
+#[test]
+fn an_address_is_named_by_the_file_that_was_loaded_alone() {
+    let build = Build::new();
+    let path = build.program("plain", &["-g"]);
+    let (_, start, _) = functions(&path)
+        .into_iter()
+        .find(|f| f.0 == "fill")
+        .expect("fill");
+    let named = |image: CodeImage, link: u64| {
+        let address = CodeAddress {
+            addr: Addr(image.bias + link),
+            image: Some(0),
+            is_return: false,
+        };
+        let images = [image];
+        let files = TargetFiles::under(Path::new("/"));
+        let frames = CodeFrames::new(&images, files, Detail::Lines).resolve(&[address]);
+        assert_eq!(frames[0].last().expect("a frame").module_offset, Some(link));
+        frames[0].last().expect("a frame").function.clone()
+    };
+    let loaded = image(&path);
+    assert_eq!(named(loaded.clone(), start).as_deref(), Some("fill"));
+    // A log knows no more than where an image began and ended.
+    let end = loaded
+        .code
+        .iter()
+        .map(|range| range.end)
+        .max()
+        .expect("code");
+    let whole = AddrRange::new(Addr(0), end);
+    let logged = CodeImage {
+        code: vec![whole],
+        ..loaded.clone()
+    };
+    assert_eq!(named(logged.clone(), start).as_deref(), Some("fill"));
+    assert_eq!(named(logged, 0x20), None);
+    let replaced = CodeImage {
+        build_id: Some(vec![1; 20]),
+        ..loaded.clone()
+    };
+    assert_eq!(named(replaced, start), None);
+    let gone = CodeImage {
+        path: "/gone".to_owned(),
+        ..loaded
+    };
+    assert_eq!(named(gone, start), None);
+}
+
+#[test]
+fn code_of_a_jit_compiler_is_named_by_the_targets_map() {
+    let mut target = Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("a process");
+    let map = PathBuf::from(format!("/tmp/perf-{}.map", target.id()));
+    std::fs::write(&map, "41fdffd0 75 J:Main ()\n41fe01b0 7c J:Sum (int)\n").expect("the map");
+    let files = TargetFiles::of_process(target.id());
+    let frames = CodeFrames::new(&[], files, Detail::Lines);
+    let at = |addr, is_return, image| {
+        let address = CodeAddress {
+            addr: Addr(addr),
+            image,
+            is_return,
+        };
+        let frame = frames.resolve(&[address]).remove(0).remove(0);
+        (frame.function, frame.function_offset)
+    };
+    let resolved = [
+        at(0x41fd_ffd8, false, None),
+        at(0x41fe_022c, true, None),
+        at(0x41fe_022c, false, None),
+        at(0x41fd_ffd8, false, Some(7)),
+    ];
+    std::fs::remove_file(&map).expect("the map");
+    drop(target.stdin.take());
+    target.wait().expect("the process ends");
+    let main = (Some("J:Main ()".to_owned()), Some(8));
+    let sum = (Some("J:Sum (int)".to_owned()), Some(0x7c));
+    assert_eq!(resolved, [main.clone(), sum, (None, None), main]);
+}
+
+#[test]
+fn debug_information_that_is_out_of_proportion_is_a_warning() {
+    let build = Build::new();
+    let path = build.program("plain", &["-g"]);
+    let links = all_links(&path);
+    let (_, start, _) = functions(&path)
+        .into_iter()
+        .find(|f| f.0 == "fill")
+        .expect("fill");
+    // Each unit shares one long list of ranges.
+    let entry = [1u64.to_le_bytes(), 2u64.to_le_bytes()].concat();
+    std::fs::write(build.path("ranges"), entry.repeat(200_000)).expect("the ranges");
+    let unit = [13, 0, 0, 0, 4, 0, 0, 0, 0, 0, 8, 1, 0, 0, 0, 0, 0];
+    std::fs::write(build.path("info"), unit.repeat(10_000)).expect("the units");
+    let abbreviations = [1, 0x11, 0, 0x55, 0x17, 0, 0, 0];
+    std::fs::write(build.path("abbrev"), abbreviations).expect("the abbreviations");
+    build.run(
+        "objcopy",
+        &[
+            "--strip-debug",
+            "--add-section=.debug_info=info",
+            "--add-section=.debug_abbrev=abbrev",
+            "--add-section=.debug_ranges=ranges",
+            "plain",
+            "hostile",
+        ],
+    );
+    let images = [image(&build.path("hostile"))];
+    let frames = CodeFrames::new(&images, TargetFiles::under(Path::new("/")), Detail::Lines);
+    let address = |link: &u64| CodeAddress {
+        addr: Addr(BIAS + link),
+        image: Some(0),
+        is_return: false,
+    };
+    let addresses: Vec<CodeAddress> = links.iter().map(address).collect();
+    let named = frames.resolve(&addresses);
+    let at = links.iter().position(|link| *link == start).expect("fill");
+    assert_eq!(named[at][0].function.as_deref(), Some("fill"));
+    let warnings = frames.warnings();
+    assert_eq!(warnings.len(), 1);
+    assert_eq!(warnings[0].code, "debug_info_unreadable");
+}
+
+/// All functions that the C library exports, by its debug file, which is compressed and comes
+/// from dwz.
+#[test]
+fn the_functions_of_the_c_library_are_those_of_another_reader() {
+    let path = Path::new("/usr/lib/x86_64-linux-gnu/libc.so.6");
+    let Some(id) = path
+        .exists()
+        .then(|| image(path).build_id.expect("a build id"))
+    else {
+        return; // Another C library.
+    };
+    let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (first, rest) = digits.split_at(2);
+    let debug = PathBuf::from(format!("/usr/lib/debug/.build-id/{first}/{rest}.debug"));
+    let bytes = std::fs::read(path).expect("the library");
+    let elf = Elf::parse(&bytes).expect("an ELF file");
+    let exported = elf.dynsyms.iter().filter(|symbol| symbol.is_function());
+    let exported = exported.filter(|symbol| symbol.st_size > 4 && symbol.st_value != 0);
+    let middle = |symbol: goblin::elf::Sym| symbol.st_value + symbol.st_size / 2;
+    let mut links: Vec<u64> = exported.map(middle).collect();
+    links.sort_unstable();
+    links.dedup();
+    assert!(links.len() > 1500, "{}", links.len());
+    let ours = frames_of(path, &links, Detail::Lines);
+    for (link, (ours, theirs)) in links
+        .iter()
+        .zip(ours.iter().zip(by_addr2line(&debug, &links)))
+    {
+        let places = |lines: &[Line]| -> Vec<_> {
+            let places = lines.iter().map(|line| (line.1.clone(), line.2));
+            places.collect()
+        };
+        assert_eq!(places(&lines(ours)), places(&theirs), "{link:#x}");
+        // Assembler code can have several names, and some functions only a symbol.
+        let is_c = theirs.iter().all(|(name, file, _)| {
+            name.is_some() && file.as_ref().is_some_and(|file| file.ends_with(".c"))
+        });
+        if is_c {
+            assert_eq!(lines(ours), theirs, "{link:#x}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use goblin::elf::Elf;
 use goblin::elf::header::{ELFCLASS32, ELFCLASS64, ELFDATA2LSB, Header};
 use goblin::elf::note::NT_GNU_BUILD_ID;
 use goblin::elf::section_header::{
-    SHF_COMPRESSED, SHF_EXECINSTR, SHN_ABS, SHN_UNDEF, SHN_XINDEX, SHT_NOBITS, SHT_NOTE,
+    SHF_ALLOC, SHF_COMPRESSED, SHF_EXECINSTR, SHN_ABS, SHN_UNDEF, SHN_XINDEX, SHT_NOBITS, SHT_NOTE,
     SHT_SYMTAB, SectionHeader,
 };
 use goblin::elf::sym::{STB_LOCAL, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT, Sym};
@@ -19,6 +19,7 @@ use super::compression::{
     ANNOUNCEMENT, announced_size, decompressed, gnu_decompressed, read_limited,
 };
 use super::table::TableBuilder;
+use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::platform::RegularFile;
 
 /// A larger section is not read: a sparse file can claim any size.
@@ -229,6 +230,15 @@ impl<B: Bytes> ElfFile<B> {
         let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).ok()?;
         let decoder = XzDecoder::new_stream(packed.as_slice(), stream);
         ElfFile::parse(read_limited(decoder, MAX_MINI_DEBUG_INFO)?)
+    }
+
+    /// The addresses of its code: those of its executable sections.
+    pub(super) fn code(&self) -> RangeSet {
+        let flags = u64::from(SHF_ALLOC | SHF_EXECINSTR);
+        let sections = self.sections.iter();
+        let code = sections.filter(|section| section.sh_flags & flags == flags);
+        code.map(|section| AddrRange::with_size(Addr(section.sh_addr), section.sh_size))
+            .collect()
     }
 
     /// Says whether the file has a symbol table of type `kind` (`SHT_SYMTAB`, `SHT_DYNSYM`).

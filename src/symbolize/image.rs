@@ -38,7 +38,8 @@ pub struct CodeImage {
     pub base: Addr,
     /// What has to be added to an address of the file to get one of the target. It wraps.
     pub bias: u64,
-    /// Its executable segments, in addresses of the file.
+    /// Its executable segments in addresses of the file; all of it where they are not known. What
+    /// its file does not say is code has no name anyway.
     pub code: Vec<AddrRange>,
     /// The device (major, minor) and the inode of its file; 0 where they are not known.
     pub file: (u32, u32, u64),

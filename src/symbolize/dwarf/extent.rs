@@ -4,7 +4,7 @@ use gimli::{AttributeValue, Dwarf, Unit};
 
 use super::budget::Budget;
 use super::file::Slice;
-use crate::addr::{Addr, AddrRange};
+use crate::addr::{Addr, RangeSet};
 
 /// The attributes that say which addresses an entry covers.
 #[derive(Clone, Copy, Default)]
@@ -44,12 +44,12 @@ impl<'d> Extent<'d> {
         &self,
         dwarf: &Dwarf<Slice<'d>>,
         unit: &Unit<Slice<'d>>,
-        code: &[AddrRange],
+        code: &RangeSet,
         budget: &Budget,
         mut visit: impl FnMut(u64, u64),
     ) -> Option<()> {
         let mut visit_code = |start, end| {
-            if start < end && is_code(code, start) {
+            if start < end && code.contains(Addr(start)) {
                 visit(start, end);
             }
         };
@@ -74,9 +74,4 @@ impl<'d> Extent<'d> {
         }
         Some(())
     }
-}
-
-/// Says whether `address` is in `code`.
-pub(super) fn is_code(code: &[AddrRange], address: u64) -> bool {
-    code.iter().any(|range| range.contains(Addr(address)))
 }

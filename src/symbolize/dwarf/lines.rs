@@ -3,9 +3,8 @@
 use gimli::{DebugLineOffset, Dwarf, LineProgramHeader, LineRow, Section, Unit};
 
 use super::budget::Budget;
-use super::extent::is_code;
 use super::file::Slice;
-use crate::addr::AddrRange;
+use crate::addr::{Addr, RangeSet};
 
 /// The list of files of a line program is no longer than this. (It is allocated by its count.)
 const MAX_HEADER: u64 = 4 << 20;
@@ -51,7 +50,7 @@ impl<'u, 'd> LineProgram<'u, 'd> {
     }
 
     /// The position of each of `addresses`, which are in ascending order.
-    pub(super) fn positions(&self, addresses: &[u64], code: &[AddrRange]) -> Vec<Option<Position>> {
+    pub(super) fn positions(&self, addresses: &[u64], code: &RangeSet) -> Vec<Option<Position>> {
         let mut positions = vec![None; addresses.len()];
         let mut rows = self.program.clone().rows();
         let mut before: Option<LineRow> = None;
@@ -59,7 +58,7 @@ impl<'u, 'd> LineProgram<'u, 'd> {
         // A damaged program is right up to there.
         while let Ok(Some((_, row))) = rows.next_row() {
             match &before {
-                None => is_live = is_code(code, row.address()),
+                None => is_live = code.contains(Addr(row.address())),
                 Some(before) if is_live => {
                     assign(before, row.address(), addresses, &mut positions);
                 }

@@ -32,7 +32,7 @@ use self::names::{NameSource, UnitIn};
 use self::walk::Function;
 use super::demangle::demangle;
 use super::elf::{Bytes, ElfFile};
-use crate::addr::AddrRange;
+use crate::addr::RangeSet;
 
 /// A name that is longer is cut before it is demangled.
 const MAX_NAME: usize = 8 << 10;
@@ -85,7 +85,7 @@ impl DebugInfo {
     pub(super) fn locate(
         &self,
         addresses: &[u64],
-        code: &[AddrRange],
+        code: &RangeSet,
         split: &SplitFiles<'_>,
     ) -> Result<Vec<Option<Located>>, OutOfProportion> {
         let size = sections::size(&self.main) + self.supplement.as_ref().map_or(0, sections::size);
@@ -128,7 +128,7 @@ struct Image<'d> {
     supplement: Option<DwarfFile<'d>>,
     package: Option<DwarfPackage<Slice<'d>>>,
     split: &'d SplitFiles<'d>,
-    code: &'d [AddrRange],
+    code: &'d RangeSet,
     budget: Budget,
 }
 
@@ -229,7 +229,7 @@ struct Reading<'r, 'd> {
     addresses: &'r [u64],
     positions: &'r [Option<Position>],
     lines: Option<&'r LineProgram<'r, 'd>>,
-    code: &'r [AddrRange],
+    code: &'r RangeSet,
 }
 
 impl Reading<'_, '_> {

@@ -7,7 +7,7 @@ use gimli::SectionId;
 use proptest::prelude::*;
 
 use super::*;
-use crate::addr::Addr;
+use crate::addr::{Addr, AddrRange};
 use crate::platform::TargetFiles;
 
 /// Where the code of the tests is.
@@ -143,7 +143,7 @@ fn locate(info: &DebugInfo, addresses: &[u64]) -> Result<Vec<Option<Located>>, O
         files: &files,
         paths: Vec::new(),
     };
-    info.locate(addresses, &[CODE], &split)
+    info.locate(addresses, &[CODE].into_iter().collect(), &split)
 }
 
 /// What is said of an address in the code by `entries`, with `others` as further sections.
@@ -273,12 +273,14 @@ fn a_header_of_a_line_program_that_is_too_long_is_not_read() {
 }
 
 /// The sections of a program that g++ built, for DWARF 4 and 5.
-fn real_sections() -> &'static [Vec<(SectionId, Vec<u8>)>] {
-    static SECTIONS: OnceLock<Vec<Vec<(SectionId, Vec<u8>)>>> = OnceLock::new();
-    SECTIONS.get_or_init(|| ["-gdwarf-4", "-gdwarf-5"].map(compiled).into())
+fn real_sections() -> &'static [Sections; 2] {
+    static SECTIONS: OnceLock<[Sections; 2]> = OnceLock::new();
+    SECTIONS.get_or_init(|| ["-gdwarf-4", "-gdwarf-5"].map(compiled))
 }
 
-fn compiled(version: &str) -> Vec<(SectionId, Vec<u8>)> {
+type Sections = Vec<(SectionId, Vec<u8>)>;
+
+fn compiled(version: &str) -> Sections {
     const IDS: [SectionId; 8] = [
         SectionId::DebugInfo,
         SectionId::DebugAbbrev,

@@ -10,7 +10,7 @@ use super::extent::Extent;
 use super::file::Slice;
 use super::lines::Position;
 use super::names::NameSource;
-use crate::addr::AddrRange;
+use crate::addr::RangeSet;
 
 /// Calls that are inlined more deeply than this are left out.
 const MAX_INLINED: usize = 256;
@@ -45,7 +45,7 @@ pub(super) fn functions<'d>(
     dwarf: &Dwarf<Slice<'d>>,
     unit: &Unit<Slice<'d>>,
     addresses: &[u64],
-    code: &[AddrRange],
+    code: &RangeSet,
     budget: &Budget,
 ) -> Option<Vec<Option<Function<'d>>>> {
     let mut walk = Walk {
@@ -66,7 +66,7 @@ struct Walk<'w, 'd> {
     dwarf: &'w Dwarf<Slice<'d>>,
     unit: &'w Unit<Slice<'d>>,
     addresses: &'w [u64],
-    code: &'w [AddrRange],
+    code: &'w RangeSet,
     budget: &'w Budget,
     functions: Vec<Option<Function<'d>>>,
     /// The functions and inlined calls that the current entry is in.
