@@ -475,41 +475,57 @@ fn frames_after_link_time_optimization_are_those_of_another_reader() {
     assert!(frames.iter().any(|frames| frames.len() > 1));
 }
 
+/// The addresses of those functions of the file at `path` whose names start with `prefix`.
+fn links_of(path: &Path, prefix: &str) -> Vec<u64> {
+    let links = all_links(path);
+    let names = frames_of(path, &links, Detail::Names);
+    let has_prefix = |frames: &[SourceFrame]| {
+        let name = frames[0].function.as_deref();
+        name.is_some_and(|name| name.starts_with(prefix))
+    };
+    let links = links.into_iter().zip(&names);
+    let links = links.filter(|(_, frames)| has_prefix(frames));
+    links.map(|(link, _)| link).collect()
+}
+
 #[test]
-fn frames_of_rust_programs_are_those_of_other_readers() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
+fn frames_of_rust_programs_are_those_of_another_reader() {
+    let build = Build::new();
     let source = "fn main() { let n: usize = std::env::args().map(|a| a.len()).sum();\n\
                   let words: Vec<String> = (0..n).map(|i| format!(\"{i}\")).collect();\n\
                   println!(\"{}\", words.join(\", \")); }\n";
-    std::fs::write(directory.path().join("words.rs"), source).expect("the source");
-    run(
-        directory.path(),
-        "rustc",
-        &["-g", "-O", "--edition=2021", "words.rs"],
-    );
-    let path = directory.path().join("words");
-    let links: Vec<u64> = all_links(&path).into_iter().step_by(101).collect();
-    assert_equal_to_addr2line(&path, &links);
-    // The functions of the program itself.
-    let links = all_links(&path);
-    let names = frames_of(&path, &links, Detail::Names);
-    let is_own = |frames: &[SourceFrame]| {
-        let name = frames[0].function.as_deref();
-        name.is_some_and(|name| name.starts_with("words::"))
-    };
-    let links = links.into_iter().zip(&names);
-    let links = links.filter(|(_, frames)| is_own(frames));
-    let links: Vec<u64> = links.map(|(link, _)| link).collect();
-    let ours = frames_of(&path, &links, Detail::Lines);
-    let function = |name: &str| {
-        let mut named = ours
-            .iter()
-            .flatten()
-            .filter(|f| f.function.as_deref() == Some(name));
-        named.any(|frame| frame.line.is_some())
-    };
-    assert!(function("words::main") && function("words::main::{{closure}}"));
-    assert!(function("alloc::alloc::alloc"));
+    std::fs::write(build.path("words.rs"), source).expect("the source");
+    let common = ["-g", "-O", "--edition=2021", "words.rs"];
+    for (version, split) in [
+        ("-Cdwarf-version=4", "-Csplit-debuginfo=unpacked"),
+        ("-Cdwarf-version=5", "-Csplit-debuginfo=packed"),
+    ] {
+        build.run("rustc", &[&common[..], &[version]].concat());
+        let path = build.path("words");
+        let some: Vec<u64> = all_links(&path).into_iter().step_by(101).collect();
+        assert_equal_to_addr2line(&path, &some);
+        let links = links_of(&path, "words::");
+        assert_equal_to_addr2line(&path, &links);
+        let whole = frames_of(&path, &links, Detail::Lines);
+        let has = |frames: &[Vec<SourceFrame>], name: &str| {
+            let mut frames = frames.iter().flatten();
+            frames.any(|f| f.function.as_deref() == Some(name) && f.line.is_some())
+        };
+        for name in [
+            "words::main",
+            "words::main::{{closure}}",
+            "alloc::alloc::alloc",
+        ] {
+            assert!(has(&whole, name), "{version} {name}");
+        }
+        build.run("rustc", &[&common[..], &[version, split]].concat());
+        let links = links_of(&path, "words::");
+        let frames = frames_of(&path, &links, Detail::Lines);
+        assert_eq!(frames.len(), whole.len());
+        for (frames, whole) in frames.iter().zip(&whole) {
+            assert_eq!(lines(frames), lines(whole), "{version} {split}");
+        }
+    }
 }
 
 #[test]

@@ -144,7 +144,7 @@ impl<B: Bytes> ElfFile<B> {
 
     /// Says whether there is DWARF in the file: a debug file, or one that was not stripped.
     pub(super) fn has_debug_info(&self) -> bool {
-        let names = [".debug_info", ".zdebug_info", ".debug_info.dwo"];
+        let names = [".debug_info", ".zdebug_info"];
         let mut sections = names.iter().filter_map(|name| self.named(name));
         sections.any(|s| s.sh_type != SHT_NOBITS)
     }

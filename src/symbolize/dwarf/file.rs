@@ -124,17 +124,22 @@ impl<'d> DwarfFile<'d> {
         }
         drop(known);
         let section = self.dwarf.debug_abbrev.reader().slice();
-        let read = || {
-            let length = abbreviations_length(section.get(offset.0..)?)?;
-            budget.spend(length)?;
+        let length = section.get(offset.0..).and_then(abbreviations_length);
+        let abbreviations = length.and_then(|_| {
             let abbreviations = self.dwarf.debug_abbrev.abbreviations(offset).ok()?;
             Some(Arc::new(abbreviations))
-        };
-        let abbreviations = read();
+        });
         let known = self.abbreviations.write();
         let mut known = known.unwrap_or_else(PoisonError::into_inner);
-        // Where two threads read the same table, both use that of the first one.
-        known.entry(offset.0).or_insert(abbreviations).clone()
+        // Where two threads read the same table, only the first one counts: what the budget allows
+        // must not depend on threads.
+        known
+            .entry(offset.0)
+            .or_insert_with(|| {
+                budget.spend(length.unwrap_or(MAX_ABBREVIATIONS))?;
+                abbreviations
+            })
+            .clone()
     }
 
     fn read_root(&self, header: UnitHeader<Slice<'d>>, budget: &Budget) -> Option<Root<'d>> {
