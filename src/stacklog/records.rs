@@ -22,7 +22,9 @@ use crate::memory::Memory;
 
 const RECORD: usize = size_of::<BlockRecord>();
 const WORD: usize = size_of::<u64>();
+const WORD_BYTES: u64 = 8;
 const HEAD: usize = size_of::<u32>();
+const HEAD_BYTES: u64 = 4;
 /// A log fills its chunks from the start. One that does not is not worth more memory of ours than
 /// this, as a multiple of what it takes itself, and some.
 const MOST_SPARSE: u64 = 4;
@@ -113,10 +115,10 @@ impl<'a> Records<'a> {
         let mut live = Vec::new();
         let heads = AddrRange::with_size(area.heads, HEADS_SIZE as u64);
         for part in self.memory.resident(heads) {
-            let start = Addr(part.start.0 & !(HEAD as u64).saturating_sub(1));
+            let start = part.start.align_down(HEAD_BYTES);
             let size = AddrRange::new(start, part.end).size();
             let bytes = read(self.memory, start, usize::try_from(size).unwrap_or(0));
-            let first = start.0.saturating_sub(area.heads.0) / HEAD as u64;
+            let first = start.0.saturating_sub(area.heads.0) / HEAD_BYTES;
             for (region, head) in (first..)
                 .zip(words32(&bytes))
                 .filter(|(_, head)| *head != 0)
@@ -279,7 +281,7 @@ fn areas(log: &StackLog, memory: &dyn Memory) -> Result<Vec<Area>, LogError> {
             part.start,
             usize::try_from(part.size()).unwrap_or(0),
         );
-        let first = part.start.0.saturating_sub(table.0) / WORD as u64;
+        let first = part.start.0.saturating_sub(table.0) / WORD_BYTES;
         let words = bytes.chunks_exact(WORD).map(|word| u64_at(word, 0));
         let used = (first..).zip(words).filter(|(_, heads)| *heads != 0);
         areas.extend(used.map(|(index, heads)| Area {
