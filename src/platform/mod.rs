@@ -12,9 +12,9 @@ mod process;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CaptureError, Obstacle, Privileges, RegularFile, Remedy, Stopped, Survey, SuspendError, Target,
+    CaptureError, CommandEnd, CommandLine, Disposition, Ending, Follow, FollowEvent, Followed, Limit, Obstacle, Privileges, ProgramFile, RegularFile, Remedy, RunError, SharedPage, Stopped, Survey, SuspendError, Target,
     TargetFiles, available_memory, copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag,
     is_hidden, kernel_release, page_map, privileges, process, processes, thread_count, tracer,
-    visible_pid, watched,
+    visible_pid, watched, watched_command, Waiter, Waiters, FolderError, make_public, private_folder, put_file,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};
