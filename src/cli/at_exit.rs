@@ -13,7 +13,7 @@ use super::error::{self, printable};
 use super::{leaks, preload};
 use crate::platform::{
     CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile,
-    TargetFiles, Waiters, may_trace_all, private_folder, signal_name,
+    TargetFiles, Waiters, private_folder, privileges, signal_name,
 };
 use crate::report::Report;
 use crate::stacklog::{ExitPage, format};
@@ -59,7 +59,7 @@ impl Plan {
         let limit = program.limit();
         let name = printable(&word.to_string_lossy());
         let sees_the_end = limit.as_ref().is_none_or(Limit::sees_the_end);
-        let is_out_of_sight = program.gains_privileges() && !may_trace_all();
+        let is_out_of_sight = program.gains_privileges() && !privileges().may_trace;
         if let Some(limit) = &limit {
             say(&format!("{name} is not recorded: {limit}"));
         }

@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 
 use super::ExitStatus;
 use crate::platform::{make_public, private_folder, put_file};
+use crate::stacklog::RECORDER;
 
 /// Names a library to be used instead of the one that rleaks has in it.
 const VARIABLE: &str = "RLEAKS_PRELOAD";
@@ -33,7 +34,7 @@ fn installed(folder: &Path) -> anyhow::Result<PathBuf> {
         Some(path) => {
             fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
         }
-        None => embedded().to_vec(),
+        None => embedded()?.to_vec(),
     };
     let folder = std::path::absolute(folder)?;
     make_public(&folder)
@@ -50,12 +51,13 @@ pub(super) fn library() -> anyhow::Result<PathBuf> {
     if let Some(path) = chosen()? {
         return Ok(path);
     }
+    let recorder = embedded()?;
     let folder = private_folder()?;
     let mut hasher = DefaultHasher::new();
-    embedded().hash(&mut hasher);
+    recorder.hash(&mut hasher);
     let version = env!("CARGO_PKG_VERSION");
     let path = folder.join(format!("{version}-{:016x}.so", hasher.finish()));
-    put_file(&path, embedded(), 0o600)
+    put_file(&path, recorder, 0o600)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
@@ -74,8 +76,11 @@ fn chosen() -> anyhow::Result<Option<PathBuf>> {
 }
 
 /// The library as it was built with rleaks.
-fn embedded() -> &'static [u8] {
-    crate::preload::RECORDER
+fn embedded() -> anyhow::Result<&'static [u8]> {
+    if RECORDER.is_empty() {
+        bail!("this rleaks was built without a recorder, which is for Linux on x86-64 only");
+    }
+    Ok(RECORDER)
 }
 
 /// The variable that makes the dynamic loader load `library` first, and then what it would have

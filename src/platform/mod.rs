@@ -17,4 +17,4 @@ pub use linux::{
     is_hidden, kernel_release, page_map, privileges, process, processes, thread_count, tracer,
     visible_pid, watched, watched_command, Waiter, Waiters, FolderError, make_public, private_folder, put_file,
 };
-pub use process::{ProcessInfo, ProcessState, user_name};
+pub use process::{ProcessInfo, ProcessState, signal_name, user_name};

@@ -286,3 +286,48 @@ pub const LIMIT_VARIABLE: &str = "RLEAKS_STACK_LOG_LIMIT";
 pub const HISTORY_VARIABLE: &str = "RLEAKS_STACK_LOG_HISTORY";
 /// The most bytes of such a file and the one before it, in MiB.
 pub const HISTORY_LIMIT_VARIABLE: &str = "RLEAKS_STACK_LOG_HISTORY_LIMIT";
+
+/// The first bytes of a file of events.
+pub const HISTORY_MAGIC: [u8; 8] = *b"rleakEvt";
+
+/// The beginning of a file of events. [`Self::capacity`] records of type [`EventRecord`] follow, a
+/// ring: event number `n` is at index `n % capacity`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct HistoryHeader {
+    /// [`HISTORY_MAGIC`].
+    pub magic: [u8; 8],
+    /// [`VERSION`].
+    pub version: u32,
+    /// The process whose events these are, in its own pid namespace.
+    pub pid: u32,
+    /// The number of records.
+    pub capacity: u64,
+    /// Numbers below this one are given to threads; not each of them has been written.
+    pub next: u64,
+    /// Room for later versions.
+    pub reserved: [u64; 4],
+}
+
+/// One event. Its stack is a node of the log of the process.
+#[repr(C)]
+#[derive(Debug)]
+pub struct EventRecord {
+    /// The address of the block; above bit 56, one of `EVENT_…`.
+    pub what: u64,
+    /// The requested size, or 0.
+    pub size: u64,
+    /// The node of the stack.
+    pub stack: u32,
+    /// The thread, in the process' own pid namespace.
+    pub thread: u32,
+    /// When it happened: [`TICK_NANOSECONDS`] since [`Header::started_at`].
+    pub tick: u32,
+    /// One more than the number of times that the ring was full before; 0: nothing is here.
+    pub turn: u32,
+}
+
+/// A block was allocated.
+pub const EVENT_ALLOCATED: u64 = 1;
+/// A block was freed.
+pub const EVENT_FREED: u64 = 2;

@@ -3,5 +3,7 @@
 
 mod exit_page;
 pub mod format;
+mod recorder;
 
 pub use exit_page::ExitPage;
+pub use recorder::RECORDER;

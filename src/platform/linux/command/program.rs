@@ -20,6 +20,9 @@ const MAX_INTERPRETERS: usize = 5;
 /// The longest first line of a script that the kernel looks at.
 const MAX_FIRST_LINE: u64 = 256;
 
+/// The loaders that heed `LD_PRELOAD` and can load the recorder: glibc's and musl's.
+const LOADERS: [&str; 2] = ["ld-linux", "ld-musl"];
+
 /// Why a command cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -46,8 +49,8 @@ pub enum Limit {
     /// It is for another machine, or of another width.
     #[error("it is a program for {0}, and the recorder is for x86-64")]
     Architecture(&'static str),
-    /// It uses another C library.
-    #[error("it uses another C library than the recorder (its loader is {0})")]
+    /// It uses a C library that the recorder does not know.
+    #[error("its dynamic loader {0} is not known to load libraries by LD_PRELOAD")]
     Library(String),
     /// The loader ignores `LD_PRELOAD` in it.
     #[error("it runs with other privileges than its user ({0}), so no library can be loaded into it")]
@@ -156,7 +159,9 @@ fn of_executable(executable: &Executable) -> Option<Limit> {
     match &executable.interpreter {
         _ if executable.is_go => Some(Limit::Go),
         None => Some(Limit::Static),
-        Some(loader) if !loader.contains("ld-linux") => Some(Limit::Library(loader.clone())),
+        Some(loader) if !LOADERS.iter().any(|known| loader.contains(known)) => {
+            Some(Limit::Library(loader.clone()))
+        }
         Some(_) => executable.defines_malloc.then_some(Limit::OwnMalloc),
     }
 }
@@ -247,16 +252,17 @@ mod tests {
             machine: EM_386,
             ..executable()
         };
-        let loader = "/lib/ld-musl-x86_64.so.1".to_owned();
-        let musl = Executable {
-            interpreter: Some(loader.clone()),
+        let loader = |path: &str| Executable {
+            interpreter: Some(path.to_owned()),
             ..executable()
         };
+        let strange = "/system/bin/linker64".to_owned();
         assert_eq!(of_executable(&own), Some(Limit::OwnMalloc));
         assert_eq!(of_executable(&go), Some(Limit::Go));
         assert_eq!(of_executable(&fixed), Some(Limit::Static));
         assert_eq!(of_executable(&narrow), Some(Limit::Architecture("i386")));
-        assert_eq!(of_executable(&musl), Some(Limit::Library(loader)));
+        assert_eq!(of_executable(&loader("/lib/ld-musl-x86_64.so.1")), None);
+        assert_eq!(of_executable(&loader(&strange)), Some(Limit::Library(strange)));
     }
 
     #[test]
