@@ -37,6 +37,9 @@ pub(crate) fn at_exit(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
             FollowEvent::Ended(end) => break end,
         }
     };
+    if let Some(page) = &plan.page {
+        page.remove();
+    }
     outcome.conclude(&plan, followed.pid, end, args)
 }
 

@@ -6,7 +6,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::mem::{offset_of, size_of};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,16 +15,18 @@ use std::time::Duration;
 use super::format::{
     EXIT_GO_ON, EXIT_SLOTS, EXIT_WAITING, ExitPage as Layout, ExitSlot, MAGIC, VERSION,
 };
-use crate::platform::{SharedPage, Waiter, Waiters, process};
+use crate::platform::{SharedPage, Waiter, Waiters};
 
 const PREFIX: &str = "exit-page.";
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A page of this process, in a file that is removed when this is dropped.
+/// A page of this process, in a file.
 #[derive(Debug)]
 pub struct ExitPage {
     page: SharedPage,
     path: PathBuf,
+    /// Locked: who finds a page that is not locked knows that its process has ended.
+    _file: File,
 }
 
 impl ExitPage {
@@ -32,24 +35,51 @@ impl ExitPage {
     /// # Errors
     /// The file cannot be written.
     pub fn create(folder: &Path) -> io::Result<Self> {
-        remove_pages_of_the_dead(folder);
+        remove_left_pages(folder);
         let own_pid = std::process::id();
-        let path = folder.join(format!("{PREFIX}{own_pid}"));
-        // A process that had this id before and was killed can have left one.
-        let _ = fs::remove_file(&path);
+        let mut number = 0_u32;
+        loop {
+            let path = folder.join(format!("{PREFIX}{own_pid}.{number}"));
+            match Self::create_at(path, own_pid) {
+                // It belongs to a process of the same number in another pid namespace.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                other => return other,
+            }
+        }
+    }
+
+    fn create_at(path: PathBuf, own_pid: u32) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create_new(true).mode(0o600);
         let mut file = options.open(&path)?;
+        // Somebody who looks for left pages may be faster, and removes this one.
+        let is_ours = file.try_lock().is_ok()
+            && fs::metadata(&path).is_ok_and(|found| {
+                file.metadata().is_ok_and(|own| own.ino() == found.ino())
+            });
+        if !is_ours {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         let page = begin(&mut file, own_pid).inspect_err(|_| {
             let _ = fs::remove_file(&path);
         })?;
-        Ok(Self { page, path })
+        Ok(Self {
+            page,
+            path,
+            _file: file,
+        })
     }
 
     /// Where the file is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Removes the file: processes that begin from now on do not wait when they end.
+    pub fn remove(&self) {
+        // Otherwise whoever comes next does it.
+        let _ = fs::remove_file(&self.path);
     }
 
     /// Says whether the recorder was at work in the expected process.
@@ -69,21 +99,14 @@ fn begin(file: &mut File, own_pid: u32) -> io::Result<SharedPage> {
     SharedPage::map(file)
 }
 
-fn remove_pages_of_the_dead(folder: &Path) {
+/// Removes pages of processes that were killed.
+fn remove_left_pages(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
-        let pid = pid.and_then(|pid| pid.parse().ok());
-        if pid.is_some_and(|pid| process(pid).is_none()) {
+        let is_page = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
+        let is_left = is_page && File::open(entry.path()).is_ok_and(|page| page.try_lock().is_ok());
+        if is_left {
             let _ = fs::remove_file(entry.path());
         }
-    }
-}
-
-impl Drop for ExitPage {
-    fn drop(&mut self) {
-        // Whoever comes next removes it, too.
-        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -166,18 +189,19 @@ mod tests {
     }
 
     #[test]
-    fn the_file_goes_with_the_page_and_with_its_process() {
+    fn only_pages_of_processes_that_have_ended_are_removed() {
         let folder = tempfile::tempdir().expect("a folder");
-        // No process has this id: it is above the largest one.
-        let left = folder.path().join("exit-page.4194305");
-        let other = folder.path().join("exit-page.txt");
+        let left = folder.path().join("exit-page.1234.0");
+        let other = folder.path().join("0.1.0-1234.so");
         for file in [&left, &other] {
             fs::write(file, "").expect("a file");
         }
-        let page = ExitPage::create(folder.path()).expect("a page");
-        assert!(page.path().exists() && !left.exists() && other.exists());
-        let path = page.path().to_owned();
-        drop(page);
-        assert!(!path.exists());
+        let first = ExitPage::create(folder.path()).expect("a page");
+        assert!(first.path().exists() && !left.exists() && other.exists());
+        let second = ExitPage::create(folder.path()).expect("a page");
+        assert!(first.path().exists() && second.path().exists());
+        assert_ne!(first.path(), second.path());
+        second.remove();
+        assert!(first.path().exists() && !second.path().exists());
     }
 }

@@ -22,6 +22,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
 
+use super::command::keep_statuses_of_children;
 use super::signals::next_signal;
 
 /// How often the watching process looks at the clock.
@@ -94,6 +95,7 @@ fn watched_as(kind: Work, work: impl FnOnce() -> ExitCode) -> ExitCode {
     let Ok(shared) = Shared::new() else {
         return work();
     };
+    keep_statuses_of_children();
     let signals = kind.signals();
     let mut previous = SigSet::empty();
     // Blocked before the fork, so that no signal falls between it and the first wait.

@@ -10,8 +10,12 @@ use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal};
 use nix::sys::signal::{sigaction, sigprocmask};
 
-/// `SIGPIPE` was ignored when this process began. Rust's runtime ignores it always, before `main`.
-static PIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
+/// Whether these signals were ignored when this process began: Rust's runtime ignores `SIGPIPE` always,
+/// before `main`, and rleaks must not ignore `SIGCHLD` where it waits for children.
+static WERE_IGNORED: [(Signal, AtomicBool); 2] = [
+    (Signal::SIGPIPE, AtomicBool::new(false)),
+    (Signal::SIGCHLD, AtomicBool::new(false)),
+];
 
 /// The C library calls what this section names before `main`.
 // SAFETY: the section holds pointers to functions of this type, which are called once, by the only
@@ -21,12 +25,26 @@ static PIPE_WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 static BEFORE_MAIN: extern "C" fn() = note_dispositions;
 
 extern "C" fn note_dispositions() {
-    // SAFETY: all zeros is a valid `sigaction`: the default disposition.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: `action` outlives the call; nothing is changed.
-    let asked = unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut action) };
-    let is_ignored = asked == 0 && action.sa_sigaction == libc::SIG_IGN;
-    PIPE_WAS_IGNORED.store(is_ignored, Ordering::Relaxed);
+    for (signal, was_ignored) in &WERE_IGNORED {
+        // SAFETY: all zeros is a valid `sigaction`: the default disposition.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: `action` outlives the call; nothing is changed.
+        let asked = unsafe { libc::sigaction(*signal as i32, std::ptr::null(), &raw mut action) };
+        let is_ignored = asked == 0 && action.sa_sigaction == libc::SIG_IGN;
+        was_ignored.store(is_ignored, Ordering::Relaxed);
+    }
+}
+
+/// Makes the kernel keep the statuses of this process's children, also where its parent ignores those
+/// of its own.
+pub(in crate::platform::linux) fn keep_statuses_of_children() {
+    set(Signal::SIGCHLD, SigHandler::SigDfl);
+}
+
+fn set(signal: Signal, handler: SigHandler) {
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: no handler of ours is installed.
+    let _ = unsafe { sigaction(signal, &action) };
 }
 
 /// The blocked and ignored signals that a command is to begin with.
@@ -60,14 +78,14 @@ impl Disposition {
 
     /// Puts all in force that an `exec` hands on.
     pub(super) fn restore(&self) {
-        let handler = if PIPE_WAS_IGNORED.load(Ordering::Relaxed) {
-            SigHandler::SigIgn
-        } else {
-            SigHandler::SigDfl
-        };
-        let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
-        // SAFETY: no handler of ours is installed.
-        let _ = unsafe { sigaction(Signal::SIGPIPE, &action) };
+        for (signal, was_ignored) in &WERE_IGNORED {
+            let handler = if was_ignored.load(Ordering::Relaxed) {
+                SigHandler::SigIgn
+            } else {
+                SigHandler::SigDfl
+            };
+            set(*signal, handler);
+        }
         self.unblock();
     }
 }

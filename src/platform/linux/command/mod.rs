@@ -13,3 +13,5 @@ pub use followed::{CommandEnd, Ending, Follow, FollowEvent, Followed, Waiter, Wa
 pub use inherited::Disposition;
 pub use program::{Limit, ProgramFile, RunError};
 pub use spawn::CommandLine;
+
+pub(super) use inherited::keep_statuses_of_children;
