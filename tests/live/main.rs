@@ -6,6 +6,7 @@
 )]
 
 mod allocators;
+mod at_exit;
 mod containers;
 mod doctor;
 mod generator;
@@ -16,6 +17,8 @@ mod methods;
 mod mono;
 mod obstacles;
 mod programs;
+mod record;
+mod terminal;
 mod roots;
 mod signals;
 #[path = "../support/mod.rs"]
