@@ -26,6 +26,14 @@ Examples:
   rleaks --at-exit -- ./app arg     run a program, and scan it when it ends
   rleaks demo                       scan a small leaky program, to see what a report looks like";
 
+const USAGE: &str = "\
+rleaks [OPTIONS] <TARGET|--name <NAME>>
+       rleaks [OPTIONS] --at-exit -- <CMD>...
+       rleaks <COMMAND>";
+
+/// What names a process that runs already, instead of a command to run.
+const RUNNING: [&str; 5] = ["target", "name", "newest", "oldest", "all"];
+
 /// Find leaked heap memory in a running process, without restarting or rebuilding it.
 ///
 /// The process is stopped for a moment, its memory is copied, and it goes on; nothing runs in it
@@ -39,6 +47,7 @@ Examples:
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     max_term_width = 100,
+    override_usage = USAGE,
     after_help = EXIT_STATUS,
     after_long_help = format!("{EXAMPLES}\n\n{EXIT_STATUS}"),
 )]
@@ -120,21 +129,32 @@ pub(crate) struct AtExitArgs {
     ///
     /// CMD remembers the stacks of its allocations and runs undisturbed until it begins to end. The
     /// report comes when it has ended. The exit status is 1 if there were leaks, else that of CMD: 128
-    /// and the signal's number if a signal ended it. What an end of CMD cannot be seen by is said: it
-    /// is exit status 2.
-    #[arg(long, requires = "command", conflicts_with_all = ["newest", "oldest", "all"])]
+    /// and the signal's number if a signal ended it. Where the end of CMD could not be seen, that is
+    /// said, and the exit status is 2.
+    #[arg(long, requires = "command")]
+    #[arg(conflicts_with_all = RUNNING)]
     pub(crate) at_exit: bool,
-    /// Also where a signal ends CMD, or a system call of its own: trace it from its start.
-    #[arg(long, requires = "at_exit")]
+    /// Also scan CMD where a signal ends it, or a system call of its own.
+    ///
+    /// For that, CMD is traced from its start: a debugger cannot have it meanwhile, and a program that
+    /// it becomes gains no privileges from its file unless rleaks runs as root.
+    #[arg(long, requires = "at_exit", conflicts_with_all = RUNNING)]
     pub(crate) on_signal: bool,
-    /// Also each process that CMD starts, when it ends, with a report each.
-    #[arg(long, requires = "at_exit")]
+    /// Also scan each process that CMD starts, when it ends, with a report each.
+    ///
+    /// In JSON, each report is a line. Processes that outlive CMD are not waited for.
+    #[arg(long, requires = "at_exit", conflicts_with_all = RUNNING)]
     pub(crate) follow_children: bool,
     /// End with status N, instead of 1, where there are leaks.
-    #[arg(long, value_name = "N", requires = "at_exit")]
+    #[arg(long, value_name = "N", requires = "at_exit", conflicts_with_all = RUNNING)]
     pub(crate) leak_status: Option<u8>,
     /// The program to run with --at-exit, and its arguments.
-    #[arg(last = true, value_name = "CMD", requires = "at_exit", group = "WhichArgs")]
+    #[arg(
+        last = true,
+        value_name = "CMD",
+        requires = "at_exit",
+        group = "WhichArgs"
+    )]
     #[arg(value_hint = ValueHint::CommandWithArguments, help_heading = None)]
     pub(crate) command: Vec<OsString>,
 }
@@ -444,14 +464,20 @@ mod tests {
     #[test]
     fn what_follows_two_dashes_is_the_command() {
         let args = parsed("rleaks --at-exit --json -- app --json -x -- y");
-        assert_eq!(args.leaks.at_exit.command, ["app", "--json", "-x", "--", "y"]);
+        assert_eq!(
+            args.leaks.at_exit.command,
+            ["app", "--json", "-x", "--", "y"]
+        );
         assert!(args.leaks.at_exit.at_exit && !args.leaks.at_exit.on_signal);
         let args = parsed("rleaks record --history --depth 9 -- app --depth 7");
         let Some(Command::Record(record)) = args.command else {
             panic!("{args:?}");
         };
         assert_eq!(record.command, ["app", "--depth", "7"]);
-        assert_eq!(record.history.as_deref(), Some(Path::new("rleaks-%p.history")));
+        assert_eq!(
+            record.history.as_deref(),
+            Some(Path::new("rleaks-%p.history"))
+        );
         assert_eq!(record.depth, Some(9));
     }
 
@@ -483,7 +509,6 @@ mod tests {
             "rleaks 1 --follow-children",
             "rleaks --at-exit --leak-status 256 -- app",
             "rleaks 1 --at-exit -- app",
-            "rleaks heap -- app",
             "rleaks record",
             "rleaks record app",
             "rleaks record --sample 0 -- app",

@@ -57,7 +57,11 @@ struct Plan {
 
 impl Plan {
     fn new(args: &LeaksArgs) -> anyhow::Result<Self> {
-        let word = args.at_exit.command.first().context("no program is named")?;
+        let word = args
+            .at_exit
+            .command
+            .first()
+            .context("no program is named")?;
         let program = ProgramFile::find(word)?;
         let limit = program.limit();
         let name = printable(&word.to_string_lossy());
@@ -81,7 +85,8 @@ impl Plan {
             page: None,
         };
         if limit.is_none_or(|limit| limit.bears_the_recorder()) {
-            plan.variables.push(preload::preloading(&preload::library()?)?);
+            plan.variables
+                .push(preload::preloading(&preload::library()?)?);
         }
         if !plan.from_start || args.at_exit.follow_children {
             plan.add_page()?;
@@ -94,7 +99,8 @@ impl Plan {
         let page = ExitPage::create(&folder)
             .with_context(|| format!("cannot write a file in {}", folder.display()))?;
         let path = page.path().as_os_str().to_owned();
-        self.variables.push((format::EXIT_PAGE_VARIABLE.into(), path));
+        self.variables
+            .push((format::EXIT_PAGE_VARIABLE.into(), path));
         self.page = Some(Arc::new(page));
         Ok(())
     }
@@ -118,7 +124,10 @@ impl Plan {
         match end.signal {
             _ if self.is_out_of_sight => format!("{name} ran unobserved"),
             Some(signal) if self.from_start => {
-                format!("{name} was ended by {} before it could be held", signal_name(signal))
+                format!(
+                    "{name} was ended by {} before it could be held",
+                    signal_name(signal)
+                )
             }
             Some(signal) => format!(
                 "{name} was ended by {}, which only --on-signal sees",

@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::heap::{self, Exporter, Heap, embedded_allocator};
-use crate::platform::{CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag};
+use crate::platform::{
+    CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
+};
 use crate::snapshot::{Method, Snapshot};
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.

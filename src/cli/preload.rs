@@ -31,9 +31,7 @@ pub(crate) fn preload_path(install: Option<&Path>) -> anyhow::Result<ExitStatus>
 
 fn installed(folder: &Path) -> anyhow::Result<PathBuf> {
     let contents = match chosen()? {
-        Some(path) => {
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
-        }
+        Some(path) => fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
         None => embedded()?.to_vec(),
     };
     let folder = std::path::absolute(folder)?;
@@ -57,8 +55,7 @@ pub(super) fn library() -> anyhow::Result<PathBuf> {
     recorder.hash(&mut hasher);
     let version = env!("CARGO_PKG_VERSION");
     let path = folder.join(format!("{version}-{:016x}.so", hasher.finish()));
-    put_file(&path, recorder, 0o600)
-        .with_context(|| format!("cannot write {}", path.display()))?;
+    put_file(&path, recorder, 0o600).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 
@@ -87,7 +84,11 @@ fn embedded() -> anyhow::Result<&'static [u8]> {
 /// loaded.
 pub(super) fn preloading(library: &Path) -> anyhow::Result<(OsString, OsString)> {
     let path = library.as_os_str();
-    if path.as_bytes().iter().any(|byte| matches!(byte, b' ' | b':')) {
+    if path
+        .as_bytes()
+        .iter()
+        .any(|byte| matches!(byte, b' ' | b':'))
+    {
         bail!(
             "the dynamic loader cannot load {}: it has a space or a colon in it; set TMPDIR or {VARIABLE} \
              to another place",

@@ -54,9 +54,8 @@ impl ExitPage {
         let mut file = options.open(&path)?;
         // Somebody who looks for left pages may be faster, and removes this one.
         let is_ours = file.try_lock().is_ok()
-            && fs::metadata(&path).is_ok_and(|found| {
-                file.metadata().is_ok_and(|own| own.ino() == found.ino())
-            });
+            && fs::metadata(&path)
+                .is_ok_and(|found| file.metadata().is_ok_and(|own| own.ino() == found.ino()));
         if !is_ours {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -178,7 +177,9 @@ mod tests {
         assert!(!page.was_present());
 
         other.word(pid_of(3)).store(7, Ordering::Relaxed);
-        other.word(state_of(3)).store(EXIT_WAITING, Ordering::Release);
+        other
+            .word(state_of(3))
+            .store(EXIT_WAITING, Ordering::Release);
         other.word(16).fetch_add(1, Ordering::Release);
         assert_eq!(page.ring(0), 1);
         assert_eq!(page.waiting(), [Waiter { slot: 3, pid: 7 }]);

@@ -152,7 +152,10 @@ fn what_was_not_seen_is_an_error_that_says_so() {
         let said = run.said();
         assert!(said.contains("no report could be made"), "{said}");
         assert!(said.contains(reason), "{said}");
-        assert!(said.ends_with(&format!("ended with status {status}\n")), "{said}");
+        assert!(
+            said.ends_with(&format!("ended with status {status}\n")),
+            "{said}"
+        );
     }
     let run = Run::new(&[], &["env", "-u", "LD_PRELOAD", &program, "return", "7"]);
     assert_eq!(run.status(), Some(2));
@@ -177,21 +180,31 @@ fn programs_that_cannot_be_recorded_are_scanned_all_the_same() {
         let run = Run::new(&[], &[&program, "return", "9"]);
         assert_true(&run, 9);
         let said = run.said();
-        assert!(said.contains(" is not recorded: ") && said.contains(reason), "{said}");
+        assert!(
+            said.contains(" is not recorded: ") && said.contains(reason),
+            "{said}"
+        );
         assert!(said.contains("no call stacks"), "{said}");
     }
 }
 
 /// The status is the command's own, and so is what it prints.
 fn assert_as_without(command: &[&str]) {
-    let alone = Command::new(command[0]).args(&command[1..]).output().unwrap();
+    let alone = Command::new(command[0])
+        .args(&command[1..])
+        .output()
+        .unwrap();
     let status = alone.status.code();
     let status = status.unwrap_or_else(|| 128 + alone.status.signal().unwrap());
     for options in [&["--no-content"][..], &["--on-signal"]] {
         let run = Run::new(options, command);
         assert_eq!(text(&run.output.stdout), text(&alone.stdout), "{command:?}");
         assert_eq!(run.said(), text(&alone.stderr), "{command:?}");
-        assert_eq!(run.report()["target"]["command_status"], status, "{command:?}");
+        assert_eq!(
+            run.report()["target"]["command_status"],
+            status,
+            "{command:?}"
+        );
         let leaks = !run.leaks().is_empty();
         assert_eq!(run.status(), Some(if leaks { 1 } else { status }));
     }
@@ -232,13 +245,24 @@ fn python_ends_as_it_would_without_rleaks() {
 fn python_that_a_signal_ends_is_seen_on_signal() {
     for (script, status) in [
         ("import os; os.abort()", 134),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); input()", 143),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL); input()", 137),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGTERM); input()",
+            143,
+        ),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL); input()",
+            137,
+        ),
         ("import ctypes; ctypes.string_at(8)", 139),
     ] {
         let script = format!("import resource as r; r.setrlimit(r.RLIMIT_CORE, (0, 0)); {script}");
         let run = Run::new(&["--on-signal"], &["/usr/bin/python3", "-c", &script]);
-        assert_eq!(run.report()["target"]["command_status"], status, "{}", run.said());
+        assert_eq!(
+            run.report()["target"]["command_status"],
+            status,
+            "{}",
+            run.said()
+        );
     }
 }
 
@@ -280,13 +304,19 @@ fn command_that_is_not_there_is_an_error() {
     let no_program = folder.path().join("no-program");
     fs::write(&no_program, "").unwrap();
     for (command, reason) in [
-        ("no-such-program-here", "no program is named no-such-program-here"),
+        (
+            "no-such-program-here",
+            "no program is named no-such-program-here",
+        ),
         ("/no/such/program", "there is no program /no/such/program"),
         (no_program.to_str().unwrap(), "cannot be run"),
         (folder.path().to_str().unwrap(), "cannot be run"),
     ] {
         for options in [&["--at-exit"][..], &["record"]] {
-            let output = rleaks_command().args(options).args(["--", command]).output();
+            let output = rleaks_command()
+                .args(options)
+                .args(["--", command])
+                .output();
             let output = output.unwrap();
             assert_eq!(output.status.code(), Some(2), "{command}");
             assert_eq!(text(&output.stdout), "");
@@ -295,7 +325,11 @@ fn command_that_is_not_there_is_an_error() {
     }
     // It is a script for no interpreter.
     fs::write(&no_program, "#!/no/such/interpreter\n").unwrap();
-    fs::set_permissions(&no_program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(
+        &no_program,
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
     let run = Run::new(&[], &[no_program.to_str().unwrap()]);
     assert_eq!(run.status(), Some(2));
     assert!(run.said().contains("rleaks: cannot run "), "{}", run.said());
@@ -306,7 +340,12 @@ fn file_of_the_report_is_checked_before_the_command_runs() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("trace");
     let output = rleaks_command()
-        .args(["--at-exit", "--json=/no/such/folder/report.json", "--", "touch"])
+        .args([
+            "--at-exit",
+            "--json=/no/such/folder/report.json",
+            "--",
+            "touch",
+        ])
         .arg(&trace)
         .output()
         .unwrap();
@@ -329,7 +368,12 @@ fn signals_to_rleaks_reach_the_command_once() {
         command.args(["--leak-status=4", "--", "bash", "-c", COUNTER]);
         let mut program = Program::start(&mut command);
         assert_eq!(program.line(), "ready");
-        let signals = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+        let signals = [
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+        ];
         for (signal, count) in signals.into_iter().zip(1..) {
             send(program.id(), signal);
             assert_eq!(program.line(), count.to_string());
@@ -342,10 +386,13 @@ fn signals_to_rleaks_reach_the_command_once() {
 
 #[test]
 fn command_that_a_signal_to_rleaks_ends_has_its_status() {
-    let mut program = Program::start(
-        at_exit(&["--quiet", "--on-signal"])
-            .args(["--leak-status=9", "--", "bash", "-c", "echo ready; exec sleep 99"]),
-    );
+    let mut program = Program::start(at_exit(&["--quiet", "--on-signal"]).args([
+        "--leak-status=9",
+        "--",
+        "bash",
+        "-c",
+        "echo ready; exec sleep 99",
+    ]));
     assert_eq!(program.line(), "ready");
     send(program.id(), Signal::SIGTERM);
     let (status, report) = program.finish();
@@ -356,7 +403,9 @@ fn command_that_a_signal_to_rleaks_ends_has_its_status() {
 /// The state letter of a process.
 fn state(pid: u32) -> char {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let state = status.lines().find_map(|line| line.strip_prefix("State:\t"));
+    let state = status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:\t"));
     state.and_then(|state| state.chars().next()).unwrap_or('?')
 }
 
@@ -377,9 +426,8 @@ fn command_and_rleaks_are_stopped_and_continued_together() {
         let mut program = Program::start(&mut command);
         let rleaks = program.id();
         let pid: u32 = program.line().parse().unwrap();
-        let are = |wanted: [&str; 2]| {
-            wanted[0].contains(state(pid)) && wanted[1].contains(state(rleaks))
-        };
+        let are =
+            |wanted: [&str; 2]| wanted[0].contains(state(pid)) && wanted[1].contains(state(rleaks));
         // Of the command, by somebody else.
         send(pid, Signal::SIGSTOP);
         wait_until("they do not stop", || are(["Tt", "T"]));
@@ -412,7 +460,9 @@ fn goes_on_when_rleaks_is_killed(options: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let run = |path: &Path| {
         let mut command = at_exit(options);
-        command.args(["--", "/usr/bin/python3", "-c", script]).arg(path);
+        command
+            .args(["--", "/usr/bin/python3", "-c", script])
+            .arg(path);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.spawn().unwrap()
     };
@@ -433,7 +483,9 @@ fn goes_on_when_rleaks_is_killed(options: &[&str]) {
         }
         // Nothing of it is left: no process is stuck at its end.
         let name = path.display().to_string();
-        wait_until(&format!("round {round}: it is still there"), || !is_running(&name));
+        wait_until(&format!("round {round}: it is still there"), || {
+            !is_running(&name)
+        });
         // Where rleaks was killed before it had started the command, there is nothing.
         assert!(ended() || !path.exists(), "round {round}");
     }
@@ -444,7 +496,8 @@ fn goes_on_when_rleaks_is_killed(options: &[&str]) {
 fn is_running(argument: &str) -> bool {
     fs::read_dir("/proc").unwrap().flatten().any(|entry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        line.strip_suffix(b"\0").is_some_and(|line| line.ends_with(argument.as_bytes()))
+        line.strip_suffix(b"\0")
+            .is_some_and(|line| line.ends_with(argument.as_bytes()))
     })
 }
 
@@ -466,7 +519,9 @@ fn command_starts_with_the_signals_that_rleaks_was_started_with() {
         sys.exit(subprocess.call(sys.argv[2:], restore_signals=False))";
     let under = |ignored: &str, words: &[&str]| {
         let rleaks = env!("CARGO_BIN_EXE_rleaks");
-        let words = words.iter().map(|word| if *word == "rleaks" { rleaks } else { word });
+        let words = words
+            .iter()
+            .map(|word| if *word == "rleaks" { rleaks } else { word });
         let python = Command::new("/usr/bin/python3")
             .args(["-c", ignoring, ignored])
             .args(words)
@@ -475,8 +530,14 @@ fn command_starts_with_the_signals_that_rleaks_was_started_with() {
     };
     for ignored in ["", "SIGPIPE", "SIGCHLD", "SIGPIPE SIGCHLD SIGHUP SIGINT"] {
         let alone = under(ignored, &grep);
-        for options in [&["record"][..], &["--at-exit"], &["--at-exit", "--on-signal"]] {
-            let json = ["--json=/dev/null"].into_iter().filter(|_| options[0] != "record");
+        for options in [
+            &["record"][..],
+            &["--at-exit"],
+            &["--at-exit", "--on-signal"],
+        ] {
+            let json = ["--json=/dev/null"]
+                .into_iter()
+                .filter(|_| options[0] != "record");
             let words = ["rleaks"].into_iter().chain(options.iter().copied());
             let words: Vec<_> = words.chain(json).chain(["--"]).chain(grep).collect();
             assert_eq!(under(ignored, &words), alone, "{ignored} {options:?}");

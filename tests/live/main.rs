@@ -18,10 +18,10 @@ mod mono;
 mod obstacles;
 mod programs;
 mod record;
-mod terminal;
 mod roots;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 mod syscalls;
+mod terminal;
 mod widths;

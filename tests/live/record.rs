@@ -7,7 +7,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{Build, Program, Shared, compile_as, rleaks, rleaks_command, text, unprivileged};
+use crate::support::{
+    Build, Program, Shared, compile_as, rleaks, rleaks_command, text, unprivileged,
+};
 
 /// rleaks with a temporary folder of its own, and without one of the session.
 fn rleaks_in(folder: &Path) -> Command {
@@ -44,14 +46,21 @@ fn recorded_program_is_the_process_that_was_started_as_rleaks() {
 fn programs_that_recorded_ones_start_are_recorded() {
     let script = "cat /proc/self/maps; exec grep librleaks_preload /proc/self/maps";
     let folder = tempfile::tempdir().unwrap();
-    let installed = path_of(rleaks_in(folder.path()).args(["preload-path", "--install"]).arg(folder.path()));
+    let installed = path_of(
+        rleaks_in(folder.path())
+            .args(["preload-path", "--install"])
+            .arg(folder.path()),
+    );
     let output = rleaks_in(folder.path())
         .env("RLEAKS_PRELOAD", &installed)
         .args(["record", "--", "sh", "-c", script])
         .output()
         .unwrap();
     let said = text(&output.stdout);
-    assert!(said.matches(installed.to_str().unwrap()).count() >= 4, "{said}");
+    assert!(
+        said.matches(installed.to_str().unwrap()).count() >= 4,
+        "{said}"
+    );
 }
 
 #[test]
@@ -73,7 +82,13 @@ fn options_and_environment_reach_the_recorder() {
     let library = text(&rleaks(&["preload-path"]).stdout);
     let library = library.trim_end();
     assert_eq!(settings(&[], &[]), [format!("LD_PRELOAD={library}")]);
-    let options = ["--sample=524288", "--depth", "7", "--scribble", "--history=/tmp/%p.h"];
+    let options = [
+        "--sample=524288",
+        "--depth",
+        "7",
+        "--scribble",
+        "--history=/tmp/%p.h",
+    ];
     let depth = [("RLEAKS_STACK_LOG_DEPTH", "9")];
     assert_eq!(
         settings(&options, &depth)[1..],
@@ -102,7 +117,10 @@ fn history_without_a_file_is_in_this_directory() {
         .current_dir(&folder)
         .output()
         .unwrap();
-    let line = format!("RLEAKS_STACK_LOG_HISTORY={}/rleaks-%p.history\n", folder.display());
+    let line = format!(
+        "RLEAKS_STACK_LOG_HISTORY={}/rleaks-%p.history\n",
+        folder.display()
+    );
     assert!(text(&output.stdout).contains(&line), "{output:?}");
 }
 
@@ -120,7 +138,10 @@ fn what_cannot_be_recorded_runs_and_it_is_said() {
         assert_eq!(output.status, alone.status);
         assert_eq!(text(&output.stdout), text(&alone.stdout));
         let said = text(&output.stderr);
-        assert!(said.contains("is not recorded") && said.contains(reason), "{said}");
+        assert!(
+            said.contains("is not recorded") && said.contains(reason),
+            "{said}"
+        );
     }
 }
 
@@ -154,7 +175,11 @@ fn folder_of_somebody_else_is_refused() {
     let own = path_of(rleaks_in(folder.path()).arg("preload-path"));
     let own = own.parent().unwrap();
     fs::set_permissions(own, fs::Permissions::from_mode(0o777)).unwrap();
-    for arguments in [&["preload-path"][..], &["record", "--", "true"], &["--at-exit", "--", "true"]] {
+    for arguments in [
+        &["preload-path"][..],
+        &["record", "--", "true"],
+        &["--at-exit", "--", "true"],
+    ] {
         let output = rleaks_in(folder.path()).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2));
         let said = text(&output.stderr);
@@ -166,7 +191,11 @@ fn folder_of_somebody_else_is_refused() {
 fn installed_library_can_be_loaded_by_other_users() {
     let shared = Shared::new();
     let folder = shared.path().join("lib").join("rleaks");
-    let installed = path_of(rleaks_in(shared.path()).args(["preload-path", "--install"]).arg(&folder));
+    let installed = path_of(
+        rleaks_in(shared.path())
+            .args(["preload-path", "--install"])
+            .arg(&folder),
+    );
     assert_eq!(installed.parent(), Some(&*folder));
     assert_eq!(mode(&installed), 0o755);
     assert_eq!(mode(&folder), 0o755);
@@ -183,11 +212,20 @@ fn installed_library_can_be_loaded_by_other_users() {
 fn library_that_is_named_is_taken() {
     let folder = tempfile::tempdir().unwrap();
     let named = folder.path().join("named.so");
-    let missing = rleaks_in(folder.path()).env("RLEAKS_PRELOAD", &named).arg("preload-path").output();
+    let missing = rleaks_in(folder.path())
+        .env("RLEAKS_PRELOAD", &named)
+        .arg("preload-path")
+        .output();
     let missing = missing.unwrap();
     assert_eq!(missing.status.code(), Some(2));
-    assert!(text(&missing.stderr).contains("named.so, which is no file"), "{missing:?}");
+    assert!(
+        text(&missing.stderr).contains("named.so, which is no file"),
+        "{missing:?}"
+    );
     fs::write(&named, "").unwrap();
     let mut command = rleaks_in(folder.path());
-    assert_eq!(path_of(command.env("RLEAKS_PRELOAD", &named).arg("preload-path")), named);
+    assert_eq!(
+        path_of(command.env("RLEAKS_PRELOAD", &named).arg("preload-path")),
+        named
+    );
 }

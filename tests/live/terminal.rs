@@ -16,7 +16,14 @@ struct Terminal {
 impl Terminal {
     fn start(command: &str) -> Self {
         let mut child = Command::new("script")
-            .args(["--quiet", "--return", "--flush", "--command", command, "/dev/null"])
+            .args([
+                "--quiet",
+                "--return",
+                "--flush",
+                "--command",
+                command,
+                "/dev/null",
+            ])
             .env("TERM", "dumb")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -119,7 +126,10 @@ fn quit_key_does_not_end_rleaks() {
     terminal.expect("echoed\r\nechoed\r\n");
     terminal.press("\x1c");
     let (text, status) = terminal.finish();
-    assert!(text.contains("was ended by SIGQUIT, which only --on-signal sees"), "{text}");
+    assert!(
+        text.contains("was ended by SIGQUIT, which only --on-signal sees"),
+        "{text}"
+    );
     assert!(text.contains("ended with status 131"), "{text}");
     assert_eq!(status, Some(2), "{text}");
 }
@@ -129,7 +139,10 @@ fn job_control_stops_and_continues_the_command() {
     for options in ["--leak-status=0", "--leak-status=0 --on-signal"] {
         let mut terminal = Terminal::start("bash --norc --noprofile -i");
         let script = "'echo rea\"\"dy; read word; echo got $word'";
-        terminal.press(&format!("{}\n", rleaks(options, &format!("bash -c {script}"))));
+        terminal.press(&format!(
+            "{}\n",
+            rleaks(options, &format!("bash -c {script}"))
+        ));
         terminal.expect("ready\r\n");
         for command in ["fg", "bg; sleep 0.2; fg"] {
             terminal.press("\x1a");

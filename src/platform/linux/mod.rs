@@ -36,8 +36,8 @@ pub use checks::{
     Privileges, copy_speed, kernel_release, page_map, privileges, thread_count, tracer,
 };
 pub use command::{
-    CommandEnd, CommandLine, Disposition, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile, RunError,
-    Waiter, Waiters,
+    CommandEnd, CommandLine, Disposition, Ending, Follow, FollowEvent, Followed, Limit,
+    ProgramFile, RunError, Waiter, Waiters,
 };
 pub use files::{RegularFile, TargetFiles};
 pub use job_control::interrupt_flag;

@@ -81,7 +81,11 @@ pub fn put_file(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     // One that was left by a process with this id, which has ended.
     let _ = fs::remove_file(&temporary);
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(mode).open(&temporary)?;
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&temporary)?;
     let written = file
         .write_all(contents)
         // The mode again: the umask may have taken a part of it.
@@ -143,15 +147,27 @@ mod tests {
         let folder = parent.path().join("rleaks");
         make_private(&folder).expect("made");
         make_private(&folder).expect("used again");
-        let mode = fs::symlink_metadata(&folder).expect("it").permissions().mode();
+        let mode = fs::symlink_metadata(&folder)
+            .expect("it")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o700);
         let link = parent.path().join("link");
         symlink(&folder, &link).expect("a link");
-        assert!(matches!(make_private(&link), Err(FolderError::NotPrivate(_))));
+        assert!(matches!(
+            make_private(&link),
+            Err(FolderError::NotPrivate(_))
+        ));
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).expect("open");
-        assert!(matches!(make_private(&folder), Err(FolderError::NotPrivate(_))));
+        assert!(matches!(
+            make_private(&folder),
+            Err(FolderError::NotPrivate(_))
+        ));
         let nowhere = parent.path().join("no").join("rleaks");
-        assert!(matches!(make_private(&nowhere), Err(FolderError::Create(..))));
+        assert!(matches!(
+            make_private(&nowhere),
+            Err(FolderError::Create(..))
+        ));
     }
 
     #[test]

@@ -42,7 +42,9 @@ impl SharedPage {
     /// If it is not.
     #[must_use]
     pub fn word(&self, offset: usize) -> &AtomicU32 {
-        let fits = offset.checked_add(4).is_some_and(|end| end <= self.map.len());
+        let fits = offset
+            .checked_add(4)
+            .is_some_and(|end| end <= self.map.len());
         assert!(fits && offset.is_multiple_of(4), "no word at {offset}");
         // SAFETY: `offset` is within the mapping, as was just checked.
         let at = unsafe { self.map.as_mut_ptr().add(offset) };
@@ -60,7 +62,15 @@ impl SharedPage {
         };
         let word = self.word(offset).as_ptr();
         // SAFETY: `word` and `timeout` outlive the call; the kernel only reads them.
-        unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, value, &raw const timeout) };
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                word,
+                libc::FUTEX_WAIT,
+                value,
+                &raw const timeout,
+            )
+        };
     }
 
     /// Wakes all who wait at the word at `offset`.

@@ -104,10 +104,7 @@ impl Suspended {
 
     /// A process that stands at its end, until `let_go` is called. If that lasts longer than `limit`,
     /// the watchdog ends rleaks.
-    pub(super) fn at_its_end(
-        let_go: impl FnOnce() -> Duration + 'static,
-        limit: Duration,
-    ) -> Self {
+    pub(super) fn at_its_end(let_go: impl FnOnce() -> Duration + 'static, limit: Duration) -> Self {
         let watchdog = Armed::new(limit);
         let mut suspended = Self::new();
         suspended.let_go = Some(Box::new(move || {

@@ -3,10 +3,7 @@
 //! rleaks runs as two processes: one does the work, the other waits for it and ends it where it
 //! keeps a target stopped for too long, whatever the reason. The kernel then lets the target go on.
 //! They share one word of memory, the time by which the current stop must be over.
-#![expect(
-    unsafe_code,
-    reason = "fork, and memory that two processes share"
-)]
+#![expect(unsafe_code, reason = "fork, and memory that two processes share")]
 
 use std::io::Write;
 use std::num::NonZeroUsize;

@@ -67,7 +67,11 @@ mod tests {
             (Width::Eight, 202, libc::SIGKILL, Cause::Process),
             (Width::Eight, 60, libc::SIGSEGV | 0x80, Cause::Process),
         ] {
-            assert_eq!(cause(width, number, status), expected, "{number} {status:#x}");
+            assert_eq!(
+                cause(width, number, status),
+                expected,
+                "{number} {status:#x}"
+            );
         }
     }
 

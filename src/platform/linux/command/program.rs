@@ -1,5 +1,8 @@
 //! The file that a command runs, and whether the recorder can be at work in it.
-#![expect(unsafe_code, reason = "extended attributes and the capabilities of files")]
+#![expect(
+    unsafe_code,
+    reason = "extended attributes and the capabilities of files"
+)]
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
@@ -8,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use goblin::elf::header::{EM_386, EM_X86_64, ELFCLASS64};
+use goblin::elf::header::{ELFCLASS64, EM_386, EM_X86_64};
 use nix::libc;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access, getgid, getuid};
@@ -53,7 +56,9 @@ pub enum Limit {
     #[error("its dynamic loader {0} is not known to load libraries by LD_PRELOAD")]
     Library(String),
     /// The loader ignores `LD_PRELOAD` in it.
-    #[error("it runs with other privileges than its user ({0}), so no library can be loaded into it")]
+    #[error(
+        "it runs with other privileges than its user ({0}), so no library can be loaded into it"
+    )]
     Privileged(&'static str),
     /// Its own malloc is called, not the recorder's.
     #[error("it has a malloc of its own, so its allocations cannot be seen")]
@@ -262,7 +267,10 @@ mod tests {
         assert_eq!(of_executable(&fixed), Some(Limit::Static));
         assert_eq!(of_executable(&narrow), Some(Limit::Architecture("i386")));
         assert_eq!(of_executable(&loader("/lib/ld-musl-x86_64.so.1")), None);
-        assert_eq!(of_executable(&loader(&strange)), Some(Limit::Library(strange)));
+        assert_eq!(
+            of_executable(&loader(&strange)),
+            Some(Limit::Library(strange))
+        );
     }
 
     #[test]
@@ -284,7 +292,10 @@ mod tests {
     #[test]
     fn a_program_that_is_nowhere_is_not_found() {
         let find = |name: &str| ProgramFile::find(OsStr::new(name));
-        assert!(matches!(find("no-such-program"), Err(RunError::NotInPath(_))));
+        assert!(matches!(
+            find("no-such-program"),
+            Err(RunError::NotInPath(_))
+        ));
         assert!(matches!(find("./no-such"), Err(RunError::NoSuchFile(_))));
         assert!(matches!(find("/"), Err(RunError::NotExecutable(_))));
     }
