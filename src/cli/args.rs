@@ -26,6 +26,13 @@ Examples:
   rleaks --at-exit -- ./app arg     run a program, and scan it when it ends
   rleaks demo                       scan a small leaky program, to see what a report looks like";
 
+const PRELOAD_PATH: &str = "Print where the recorder is, for those who set LD_PRELOAD themselves";
+
+const PRELOAD_SETTINGS: &str = "\
+What is recorded is set by environment variables of the program: RLEAKS_STACK_LOG=lite|full|off, \
+RLEAKS_STACK_LOG_DEPTH=FRAMES, RLEAKS_STACK_LOG_SAMPLE=BYTES, RLEAKS_STACK_LOG_SCRIBBLE=1, \
+RLEAKS_STACK_LOG_LIMIT=MIB, RLEAKS_STACK_LOG_HISTORY=FILE, RLEAKS_STACK_LOG_HISTORY_LIMIT=MIB.";
+
 const USAGE: &str = "\
 rleaks [OPTIONS] <TARGET|--name <NAME>>
        rleaks [OPTIONS] --at-exit -- <CMD>...
@@ -79,11 +86,7 @@ pub(crate) enum Command {
     /// its own. The exit status is 2 if CMD could not be started.
     #[command(after_help = "Example:\n  rleaks record -- ./app --port 8080")]
     Record(RecordArgs),
-    /// Print where the recorder is, for those who set LD_PRELOAD themselves.
-    ///
-    /// What is recorded is set by environment variables of the program: RLEAKS_STACK_LOG=lite|full|off,
-    /// RLEAKS_STACK_LOG_DEPTH=FRAMES, RLEAKS_STACK_LOG_SAMPLE=BYTES, RLEAKS_STACK_LOG_SCRIBBLE=1,
-    /// RLEAKS_STACK_LOG_LIMIT=MIB, RLEAKS_STACK_LOG_HISTORY=FILE, RLEAKS_STACK_LOG_HISTORY_LIMIT=MIB.
+    #[command(about = PRELOAD_PATH, long_about = format!("{PRELOAD_PATH}.\n\n{PRELOAD_SETTINGS}"))]
     #[command(after_help = "Example:\n  rleaks preload-path --install /usr/local/lib/rleaks")]
     PreloadPath {
         /// Copy the recorder into this directory, for all users and for containers.

@@ -28,7 +28,7 @@ pub(crate) fn at_exit(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let mut followed = Followed::start(plan.follow(args)?).context("cannot start a process")?;
     let mut outcome = Outcome::default();
     let end = loop {
-        match followed.next()? {
+        match followed.next_event()? {
             FollowEvent::Ending(ending) => outcome.take(ending, args),
             FollowEvent::Refused(pid, error) => {
                 let error = anyhow!(error).context(format!("cannot scan process {pid} at its end"));

@@ -92,8 +92,11 @@ fn rleaks(options: &str, command: &str) -> String {
 #[test]
 fn interrupt_key_reaches_the_command_once_and_its_report_comes() {
     for options in ["--leak-status=7", "--leak-status=7 --on-signal"] {
-        let script = "trap 'echo int; n=x$n' INT; echo ready; while [ \"$n\" != xx ]; do sleep 0.02; done; exit 7";
-        let command = format!("bash -c {script:?}").replace('$', "\\$");
+        let script = "import signal, sys, time; seen = []; \
+            signal.signal(signal.SIGINT, lambda *_: (seen.append(1), print('int', flush=True))); \
+            print('ready', flush=True); \
+            [time.sleep(0.02) for _ in iter(lambda: len(seen), 2)]; sys.exit(7)";
+        let command = format!("/usr/bin/python3 -c {script:?}");
         let mut terminal = Terminal::start(&rleaks(options, &command));
         terminal.expect("ready");
         terminal.press("\x03");

@@ -127,7 +127,7 @@ impl Followed {
     ///
     /// # Errors
     /// The thread that follows the command has ended by a bug.
-    pub fn next(&mut self) -> io::Result<FollowEvent> {
+    pub fn next_event(&mut self) -> io::Result<FollowEvent> {
         let event = self.events.recv().map_err(io::Error::other)?;
         if matches!(event, FollowEvent::Ended(_)) {
             // There is no command any more for which signals could be.
