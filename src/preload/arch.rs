@@ -45,3 +45,12 @@ pub(crate) fn prefetch(at: usize) {
     // SAFETY: a prefetch never faults.
     unsafe { core::arch::x86_64::_mm_prefetch::<0>(at as *const i8) };
 }
+
+/// `number`, of which the compiler does not know that it is equal to another one: the processor need
+/// not wait for that other one.
+#[inline]
+pub(crate) fn opaque(mut number: usize) -> usize {
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    number
+}

@@ -13,7 +13,7 @@ use crate::format::{
 use crate::history::History;
 use crate::images;
 use crate::next::Next;
-use crate::nodes::{Node, STACK_CACHE};
+use crate::nodes::{Node, STACK_SETS, StackSet};
 use crate::rules::RuleSlot;
 use crate::settings::Settings;
 use crate::{exit, next, sys, thread};
@@ -82,7 +82,7 @@ pub(crate) struct Log {
         &'static [Lazy<[Record; crate::format::BLOCKS_PER_CHUNK]>; BLOCK_CHUNKS],
     pub(crate) node_chunks: &'static [Lazy<[Node; crate::format::NODES_PER_CHUNK]>; NODE_CHUNKS],
     pub(crate) node_heads: &'static [AtomicU32; 1 << crate::nodes::HEAD_BITS],
-    pub(crate) stack_cache: &'static [[AtomicU64; 2]; STACK_CACHE],
+    pub(crate) stack_cache: &'static [StackSet; STACK_SETS],
     pub(crate) rules: &'static [RuleSlot; crate::rules::SLOTS],
     pub(crate) images: &'static images::Images,
     pub(crate) image_extras: &'static [images::Extra; IMAGES],
@@ -276,7 +276,7 @@ impl Tables {
         size_of::<[usize; BLOCK_CHUNKS]>(),
         size_of::<[usize; NODE_CHUNKS]>(),
         size_of::<[u32; 1 << crate::nodes::HEAD_BITS]>(),
-        size_of::<[[u64; 2]; STACK_CACHE]>(),
+        size_of::<[StackSet; STACK_SETS]>(),
         size_of::<[RuleSlot; crate::rules::SLOTS]>(),
         size_of::<images::Images>(),
         size_of::<[images::Extra; IMAGES]>(),
@@ -308,7 +308,7 @@ impl Tables {
             self.at + offset
         };
         // SAFETY: the mapping is never freed, each part of it is handed out as one type, for which
-        // zeros are valid; all are aligned to eight bytes, as their sizes are. Where there are no
+        // zeros are valid; all are aligned as the mapping is, as their sizes are multiples of a cache line. Where there are no
         // tables the mode is off, in which none of them is read.
         unsafe { &*(at as *const T) }
     }

@@ -25,49 +25,90 @@ const _: () = {
 
 /// The chains of nodes with the same hash: two to the power of this.
 pub(crate) const HEAD_BITS: u32 = 20;
-/// The number of whole stacks that are found without a look at their frames.
-pub(crate) const STACK_CACHE: usize = 1 << STACK_CACHE_BITS;
-const STACK_CACHE_BITS: u32 = 17;
+/// The number of sets of whole stacks that are found without a look at their frames. They should
+/// stay near the processor.
+pub(crate) const STACK_SETS: usize = 1 << STACK_SET_BITS;
+const STACK_SET_BITS: u32 = 13;
 
 /// An odd number whose bits look random.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A hash of a stack: of the hash of its outer frames and its innermost frame.
+/// What a frame, number `index` from the outermost, adds to the hash of its stack.
+///
+/// The hash is a sum of numbers that do not depend on each other: the processor computes several at
+/// a time, and a frame can be replaced.
 #[inline]
-pub(crate) fn hash(outer: u64, code: Code) -> u64 {
-    let product = u128::from(outer ^ code.0) * u128::from(MULTIPLIER);
-    (product >> 64) as u64 ^ product as u64
+pub(crate) fn term(index: usize, code: Code) -> u64 {
+    mix(code.0 ^ (index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03))
 }
 
 /// The hash of no frames: of the outer end of a stack that is complete, or of one that is cut.
+#[inline]
 pub(crate) fn hash_of_end(is_cut: bool) -> u64 {
-    if is_cut {
-        0x8ebc_6af0_9c88_c6e3
-    } else {
-        0x5899_65cc_7537_4cc3
-    }
+    if is_cut { 0x8ebc_6af0_9c88_c6e3 } else { 0 }
 }
 
-/// The node of the stack `frames`, outermost first. [`NODE_NONE`] where there is no memory for it.
 #[inline]
-pub(crate) fn intern(log: &Log, frames: &[Frame], is_cut: bool) -> u32 {
-    let Some(hash) = frames.last().map(|frame| frame.hash) else {
-        return if is_cut { NODE_CUT } else { NODE_NONE };
-    };
-    let cached = &log.stack_cache[(hash >> (64 - STACK_CACHE_BITS)) as usize];
-    let node = cached[1].load(Relaxed);
-    // The two words may be of different stacks, where two threads wrote them at the same time: the
-    // check fails then. That two stacks have the same 64 bits is not to be expected in the life of
-    // a process.
-    if cached[0].load(Relaxed) ^ node.wrapping_mul(MULTIPLIER) == hash && node != 0 {
-        return node as u32;
+fn mix(number: u64) -> u64 {
+    let product = u128::from(number) * u128::from(MULTIPLIER);
+    (product >> 64) as u64 ^ product as u64
+}
+
+/// The node of the stack `frames`, outermost first, whose terms add up to `hash`. [`NODE_NONE`] where there is no memory for it.
+#[inline]
+pub(crate) fn intern(log: &Log, hash: u64, frames: &[Frame], is_cut: bool) -> u32 {
+    let set = &log.stack_cache[(hash >> (64 - STACK_SET_BITS)) as usize];
+    for known in &set.0 {
+        if let Some(node) = known.get(hash) {
+            return node;
+        }
     }
     let node = intern_frames(log, frames, is_cut);
     if node != NODE_NONE {
-        cached[0].store(hash ^ u64::from(node).wrapping_mul(MULTIPLIER), Relaxed);
-        cached[1].store(node.into(), Relaxed);
+        set.keep(hash, node);
     }
     node
+}
+
+/// Whole stacks that are found without a look at their frames: those of one cache line.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(crate) struct StackSet([KnownStack; 4]);
+
+/// A node, and the hash of its stack, one mixed into the other: where two threads wrote one word
+/// each, no hash is found. That two stacks have the same 64 bits is not to be expected in the life
+/// of a process.
+#[repr(C)]
+#[derive(Debug)]
+struct KnownStack {
+    check: AtomicU64,
+    node: AtomicU64,
+}
+
+impl KnownStack {
+    #[inline]
+    fn get(&self, hash: u64) -> Option<u32> {
+        let node = self.node.load(Relaxed);
+        let is_known = self.check.load(Relaxed) ^ node.wrapping_mul(MULTIPLIER) == hash;
+        (is_known && node != 0).then_some(node as u32)
+    }
+}
+
+impl StackSet {
+    /// Keeps a stack: where there is room, or else in the place of one that its hash chooses.
+    fn keep(&self, hash: u64, node: u32) {
+        let is_free = |known: &&KnownStack| known.node.load(Relaxed) == 0;
+        let place = self
+            .0
+            .iter()
+            .find(is_free)
+            .unwrap_or(&self.0[hash as usize % self.0.len()]);
+        let node = u64::from(node);
+        place
+            .check
+            .store(hash ^ node.wrapping_mul(MULTIPLIER), Relaxed);
+        place.node.store(node, Relaxed);
+    }
 }
 
 #[cold]
@@ -94,7 +135,7 @@ fn record(log: &Log, index: u32) -> Option<&'static Node> {
 
 /// The node of the frame `code` inside of `parent`.
 fn child(log: &Log, parent: u32, code: Code) -> Option<u32> {
-    let mixed = hash(u64::from(parent).wrapping_mul(MULTIPLIER), code);
+    let mixed = mix(code.0 ^ u64::from(parent).wrapping_mul(MULTIPLIER));
     let head = &log.node_heads[(mixed >> (64 - HEAD_BITS)) as usize];
     let mut first = head.load(Acquire);
     if let Some(found) = find(log, first, 0, parent, code) {

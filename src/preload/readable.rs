@@ -48,14 +48,6 @@ impl Readable {
         false
     }
 
-    /// The word at `at`, if that is known to be readable.
-    #[inline]
-    pub(crate) fn known_word(&self, at: usize) -> Option<usize> {
-        // SAFETY: as in `word`.
-        self.has(at)
-            .then(|| unsafe { (at as *const usize).read_unaligned() })
-    }
-
     /// The word at `at`; `None` where it cannot be read or is far from all that is known.
     #[inline]
     pub(crate) fn word(&mut self, at: usize) -> Option<usize> {

@@ -1,7 +1,7 @@
 //! What the frames of a piece of code look like: compiled once for each address, and kept.
 
 use core::sync::atomic::AtomicU64;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::code::{Code, follows_call};
 use crate::log::Log;
@@ -22,6 +22,8 @@ pub(crate) enum Step {
     Signal,
     /// Nothing is known about the code: it may keep a frame pointer.
     FramePointer,
+    /// This is no address of code in a frame.
+    Lost,
 }
 
 /// Where the frame address of the caller is (the stack pointer before its call).
@@ -45,11 +47,11 @@ pub(crate) struct Rule {
 
 /// A rule with the place that it is for.
 ///
-/// The key is written last and cleared first, so that a reader who sees it before and after reading
-/// the rule has the rule that belongs to it.
+/// The first word is the place and the rule, one XOR the other: a reader who sees words of two
+/// different rules finds neither place.
 #[derive(Debug)]
 pub(crate) struct RuleSlot {
-    key: AtomicU64,
+    check: AtomicU64,
     packed: AtomicU64,
 }
 
@@ -58,22 +60,30 @@ pub(crate) const SLOTS: usize = 1 << SLOT_BITS;
 const SLOT_BITS: u32 = 15;
 const GENERATION_SHIFT: u32 = 48;
 
-/// The rule for `code` in this generation of images. `None` for what cannot be an address of code
-/// in a frame.
+/// The rule for `code` in this generation of images.
 #[inline]
-pub(crate) fn rule(log: &Log, code: Code, generation: u16) -> Option<Rule> {
+pub(crate) fn rule(log: &Log, code: Code, generation: u16) -> Packed {
     let key = code.place() | u64::from(generation) << GENERATION_SHIFT;
     let first = slot(key);
-    for index in [first, first ^ 1] {
-        let kept = &log.rules[index];
-        if kept.key.load(Acquire) == key {
-            let packed = kept.packed.load(Acquire);
-            if kept.key.load(Relaxed) == key {
-                return Some(Rule::unpack(packed));
-            }
-        }
+    let kept = log.rules[first].get();
+    if kept.0 ^ kept.1 == key {
+        return Packed(kept.1);
     }
-    compile(log, code, generation, key)
+    other_slot_or_compile(log, code, generation, key)
+}
+
+#[cold]
+fn other_slot_or_compile(log: &Log, code: Code, generation: u16, key: u64) -> Packed {
+    let kept = log.rules[slot(key) ^ 1].get();
+    if kept.0 ^ kept.1 == key {
+        return Packed(kept.1);
+    }
+    let rule = compile(log, code);
+    let packed = rule.pack();
+    if images::generation() == generation {
+        keep(log, key, packed);
+    }
+    packed
 }
 
 #[inline]
@@ -81,107 +91,144 @@ fn slot(key: u64) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOT_BITS)) as usize
 }
 
-#[cold]
-fn compile(log: &Log, code: Code, generation: u16, key: u64) -> Option<Rule> {
-    let rule = match images::find(log, code.instruction()) {
-        Some(image) => Rule {
-            step: step_in_image(&image, code)?,
-            image: image.number,
-        },
-        // Code that was made at run time. It is not kept: another piece may lie there next.
-        None => {
-            let step = step_without_image(code)?;
-            return Some(Rule { step, image: 0 });
-        }
-    };
-    if images::generation() == generation {
-        keep(log, key, rule);
+fn compile(log: &Log, code: Code) -> Rule {
+    let image = images::find(log, code.instruction());
+    let step = image.and_then(|image| cfi::step(&image, code.instruction()));
+    Rule {
+        step: step.unwrap_or_else(|| step_without_information(code)),
+        image: image.map_or(0, |image| image.number),
     }
-    Some(rule)
 }
 
-fn step_in_image(image: &images::Loaded, code: Code) -> Option<Step> {
-    let step = cfi::step(image, code.instruction());
-    step.or_else(|| step_without_image(code))
-}
-
-fn step_without_image(code: Code) -> Option<Step> {
+/// Code of which nothing is known may keep a frame pointer. It may also be made at run time, and
+/// another piece may lie there later, of which that is true as well.
+fn step_without_information(code: Code) -> Step {
     if cfi::is_signal_return(code.address()) {
-        return Some(Step::Signal);
+        Step::Signal
+    } else if code.is_exact() || follows_call(code.address()) {
+        Step::FramePointer
+    } else {
+        Step::Lost
     }
-    (code.is_exact() || follows_call(code.address())).then_some(Step::FramePointer)
 }
 
-fn keep(log: &Log, key: u64, rule: Rule) {
-    let Some(packed) = rule.pack() else { return };
+fn keep(log: &Log, key: u64, packed: Packed) {
     let first = slot(key);
-    let is_free = |index: &usize| log.rules[*index].key.load(Relaxed) == 0;
+    let is_free = |index: &usize| log.rules[*index].get() == (0, 0);
     let index = [first, first ^ 1].into_iter().find(is_free);
     // Where both are taken, each in turn gives way: by a bit of the key that is not in the index.
     let kept = &log.rules[index.unwrap_or(first ^ (key as usize >> 3 & 1))];
-    kept.key.store(0, Relaxed);
-    core::sync::atomic::fence(Release);
-    kept.packed.store(packed, Release);
-    kept.key.store(key, Release);
+    kept.check.store(key ^ packed.0, Relaxed);
+    kept.packed.store(packed.0, Relaxed);
 }
 
 impl RuleSlot {
+    #[inline]
+    fn get(&self) -> (u64, u64) {
+        (self.check.load(Relaxed), self.packed.load(Relaxed))
+    }
+
     /// Forgets the rule.
     pub(crate) fn clear(&self) {
-        self.key.store(0, Relaxed);
+        self.check.store(0, Relaxed);
+        self.packed.store(0, Relaxed);
     }
 }
 
-const KIND_END: u64 = 1;
-const KIND_STACK: u64 = 2;
-const KIND_FRAME: u64 = 3;
-const KIND_SAVED: u64 = 4;
-const KIND_SIGNAL: u64 = 5;
-const KIND_FRAME_POINTER: u64 = 6;
-const KIND_MASK: u64 = 7;
-const IS_SAVED: u64 = 8;
-const SAVED_SHIFT: u32 = 4;
+/// A [`Rule`] in one word: from the highest bit on, three bits for the kind, one that says whether
+/// the frame pointer was saved, 20 for where, 24 for the frame address, 16 for the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Packed(u64);
+
+const KIND_STACK: u64 = 0;
+const KIND_FRAME: u64 = 1;
+const KIND_SAVED: u64 = 2;
+const KIND_END: u64 = 3;
+const KIND_SIGNAL: u64 = 4;
+const KIND_FRAME_POINTER: u64 = 5;
+const KIND_LOST: u64 = 6;
+const KIND_SHIFT: u32 = 61;
+const IS_SAVED: u64 = 1 << 60;
 const SAVED_BITS: u32 = 20;
-const CFA_SHIFT: u32 = SAVED_SHIFT + SAVED_BITS;
+const SAVED_SHIFT: u32 = CFA_SHIFT + CFA_BITS;
 const CFA_BITS: u32 = 24;
-const IMAGE_SHIFT: u32 = CFA_SHIFT + CFA_BITS;
+const CFA_SHIFT: u32 = 16;
 
 impl Rule {
-    /// The rule in one word. `None` for frames of more than eight megabytes.
-    fn pack(self) -> Option<u64> {
+    /// The rule in one word. Frames of more than eight megabytes cannot be followed.
+    fn pack(self) -> Packed {
         let (kind, offset, saved) = match self.step {
             Step::End => (KIND_END, 0, None),
             Step::Signal => (KIND_SIGNAL, 0, None),
             Step::FramePointer => (KIND_FRAME_POINTER, 0, None),
+            Step::Lost => (KIND_LOST, 0, None),
             Step::Call { cfa, frame_pointer } => match cfa {
                 Cfa::Stack(offset) => (KIND_STACK, offset, frame_pointer),
                 Cfa::Frame(offset) => (KIND_FRAME, offset, frame_pointer),
                 Cfa::Saved(offset) => (KIND_SAVED, offset, frame_pointer),
             },
         };
-        let offset = signed_bits(offset, CFA_BITS)? << CFA_SHIFT;
         let is_saved = if saved.is_some() { IS_SAVED } else { 0 };
-        let saved = signed_bits(saved.unwrap_or(0), SAVED_BITS)? << SAVED_SHIFT;
-        Some(kind | is_saved | saved | offset | u64::from(self.image) << IMAGE_SHIFT)
+        let offset = signed_bits(offset, CFA_BITS);
+        let saved = signed_bits(saved.unwrap_or(0), SAVED_BITS);
+        let image = u64::from(self.image);
+        Packed(match (offset, saved) {
+            (Some(offset), Some(saved)) => {
+                kind << KIND_SHIFT | is_saved | saved << SAVED_SHIFT | offset << CFA_SHIFT | image
+            }
+            _ => KIND_LOST << KIND_SHIFT | image,
+        })
+    }
+}
+
+impl Packed {
+    /// One more than the index of the image, or 0.
+    #[inline]
+    pub(crate) fn image(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Says whether the frame address is at [`Self::cfa`] from the stack pointer or frame pointer.
+    #[inline]
+    pub(crate) fn is_plain(self) -> bool {
+        self.0 >> KIND_SHIFT <= KIND_FRAME
+    }
+
+    /// Of a plain rule: from the frame pointer, not the stack pointer.
+    #[inline]
+    pub(crate) fn is_from_frame_pointer(self) -> bool {
+        self.0 >> KIND_SHIFT & 1 != 0
     }
 
     #[inline]
-    fn unpack(packed: u64) -> Self {
-        let offset = signed(packed, CFA_SHIFT, CFA_BITS);
-        let frame_pointer =
-            (packed & IS_SAVED != 0).then_some(signed(packed, SAVED_SHIFT, SAVED_BITS));
+    pub(crate) fn is_end(self) -> bool {
+        self.0 >> KIND_SHIFT == KIND_END
+    }
+
+    /// The offset of the frame address.
+    #[inline]
+    pub(crate) fn cfa(self) -> isize {
+        signed(self.0, CFA_SHIFT, CFA_BITS)
+    }
+
+    /// The offset of the saved frame pointer, if it was saved.
+    #[inline]
+    pub(crate) fn frame_pointer(self) -> Option<isize> {
+        (self.0 & IS_SAVED != 0).then_some(signed(self.0, SAVED_SHIFT, SAVED_BITS))
+    }
+
+    pub(crate) fn step(self) -> Step {
+        let offset = self.cfa() as i32;
+        let frame_pointer = self.frame_pointer().map(|offset| offset as i32);
         let call = |cfa| Step::Call { cfa, frame_pointer };
-        let step = match packed & KIND_MASK {
+        match self.0 >> KIND_SHIFT {
             KIND_STACK => call(Cfa::Stack(offset)),
             KIND_FRAME => call(Cfa::Frame(offset)),
             KIND_SAVED => call(Cfa::Saved(offset)),
+            KIND_END => Step::End,
             KIND_SIGNAL => Step::Signal,
             KIND_FRAME_POINTER => Step::FramePointer,
-            _ => Step::End,
-        };
-        Self {
-            step,
-            image: (packed >> IMAGE_SHIFT) as u16,
+            _ => Step::Lost,
         }
     }
 }
@@ -194,8 +241,8 @@ fn signed_bits(number: i32, bits: u32) -> Option<u64> {
 }
 
 #[inline]
-fn signed(packed: u64, shift: u32, bits: u32) -> i32 {
-    ((packed << (64 - shift - bits)) as i64 >> (64 - bits)) as i32
+fn signed(packed: u64, shift: u32, bits: u32) -> isize {
+    ((packed << (64 - shift - bits)) as i64 >> (64 - bits)) as isize
 }
 
 #[cfg(test)]
@@ -209,26 +256,29 @@ mod tests {
             Step::End,
             Step::Signal,
             Step::FramePointer,
+            Step::Lost,
             call(Cfa::Stack(8), None),
             call(Cfa::Stack(8_388_600), Some(-16)),
             call(Cfa::Frame(16), Some(-524_288)),
             call(Cfa::Frame(-4096), Some(0)),
             call(Cfa::Saved(-8), Some(524_280)),
         ] {
-            let rule = Rule {
+            let packed = Rule {
                 step,
                 image: 0xffff,
-            };
-            assert_eq!(Rule::unpack(rule.pack().expect("fits")), rule);
+            }
+            .pack();
+            assert_eq!((packed.step(), packed.image()), (step, 0xffff));
         }
     }
 
     #[test]
-    fn frames_that_are_too_large_for_a_word_are_not_kept() {
+    fn frames_that_are_too_large_for_a_word_are_not_followed() {
         let step = Step::Call {
             cfa: Cfa::Stack(1 << 23),
             frame_pointer: None,
         };
-        assert_eq!(Rule { step, image: 1 }.pack(), None);
+        let packed = Rule { step, image: 1 }.pack();
+        assert_eq!((packed.step(), packed.image()), (Step::Lost, 1));
     }
 }

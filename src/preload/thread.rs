@@ -9,6 +9,7 @@ use crate::format::BLOCKS_PER_CHUNK;
 use crate::log::Log;
 use crate::readable::Readable;
 use crate::settings::DEPTH_MAX;
+use crate::unwind::UseOfPointer;
 use crate::{arch, next, sys};
 
 /// What lies in a thread's own memory: little, since it takes from the thread's stack.
@@ -28,7 +29,7 @@ pub(crate) struct Local {
     pub(crate) random: Cell<u64>,
 }
 
-/// A frame of the stack of the last allocation.
+/// A frame of the stack of the last allocation, with what it was found by.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Frame {
     /// Where the frame's address lies.
@@ -39,8 +40,11 @@ pub(crate) struct Frame {
     pub(crate) frame_pointer: usize,
     /// Where the frame pointer was saved, or 0 where the frame inside of this one left it alone.
     pub(crate) frame_pointer_slot: usize,
-    /// Of this frame and all outside of it; see [`crate::nodes::hash`].
-    pub(crate) hash: u64,
+    /// Where the address after [`Self::slot`] was saved, if that is how it was found; else 0.
+    pub(crate) anchor: usize,
+    pub(crate) use_of_pointer: UseOfPointer,
+    /// What it adds to the stack's hash; see [`crate::nodes::term`].
+    pub(crate) term: u64,
 }
 
 /// What a thread is lent while it lives. Threads that come later get it next. It is never unmapped.
@@ -61,15 +65,17 @@ pub(crate) struct Thread {
     endings: u32,
     /// The generation of the images in which the frames were found.
     pub(crate) generation: u16,
-    /// The outermost frame's caller is not known.
-    pub(crate) is_cut: bool,
+    /// The number of frames of the last stack; 0 where it is of no use for the next one.
     pub(crate) len: usize,
+    /// The hash of its frames.
+    pub(crate) hash: u64,
     /// The part of the stack that was read before.
     pub(crate) readable: Readable,
     pub(crate) supply: Supply,
     pub(crate) events: crate::history::Batch,
-    /// The stack of the last allocation, outermost frame first.
-    pub(crate) frames: [Frame; DEPTH_MAX],
+    /// The stack of the last allocation, outermost frame first. Before the outermost ones are
+    /// dropped, there may be twice as many as are kept.
+    pub(crate) frames: [Frame; 2 * DEPTH_MAX],
     /// Frames that were found just now, innermost first.
     pub(crate) fresh: [Frame; DEPTH_MAX],
 }
