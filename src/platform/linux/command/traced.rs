@@ -15,8 +15,8 @@ use crate::platform::linux::registers;
 use crate::platform::linux::suspend::SuspendError;
 use crate::platform::linux::tracer::{Standstill, asleep};
 
-/// How long the other threads of a process may take to reach their ends, where all of them sleep in
-/// the kernel, and where they do not.
+/// How long threads of a process may take to reach their ends after others have, where all of them sleep
+/// in the kernel, and where they do not.
 const PATIENCE: Duration = Duration::from_millis(100);
 const LONG_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a thread is held that ends for a reason that only another thread can tell.
@@ -36,7 +36,7 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Running,
-    /// It ends: its threads come to stand one by one.
+    /// It ends: its threads come to stand one by one, the last one at this time.
     Gathering(Instant),
     /// All of them stand.
     Held,
@@ -151,7 +151,8 @@ impl Traced {
         self.width = width;
         match (self.phase, cause) {
             (Phase::Released, _) => self.let_go(tid),
-            (Phase::Gathering(_) | Phase::Held, _) => {}
+            (Phase::Gathering(_), _) => self.phase = Phase::Gathering(Instant::now()),
+            (Phase::Held, _) => {}
             (Phase::Running, Cause::Process) => self.begin_to_gather(status),
             (Phase::Running, Cause::Thread) if self.is_last(tid) => self.begin_to_gather(status),
             (Phase::Running, Cause::Thread) => self.let_go(tid),
@@ -204,18 +205,27 @@ impl Traced {
         let Phase::Gathering(since) = self.phase else {
             return false;
         };
+        let is_complete = self.is_complete(since.elapsed());
+        if is_complete {
+            self.phase = Phase::Held;
+        }
+        is_complete
+    }
+
+    /// Says whether all threads stand that will come to; the last one did so `waited` ago.
+    fn is_complete(&self, waited: Duration) -> bool {
+        let is_one_on_its_way = self.threads.values().any(|state| *state == State::Running);
+        if is_one_on_its_way && waited < PATIENCE {
+            return false;
+        }
         let missing = self.missing();
         let is_asleep = |tid: &u32| {
             let status = procfs::Status::read(self.pid, *tid);
             status.is_ok_and(|status| status.state == 'D')
         };
-        let is_complete = missing.is_empty()
-            || since.elapsed() > PATIENCE && missing.iter().all(is_asleep)
-            || since.elapsed() > LONG_PATIENCE;
-        if is_complete {
-            self.phase = Phase::Held;
-        }
-        is_complete
+        missing.is_empty()
+            || waited > PATIENCE && missing.iter().all(is_asleep)
+            || waited > LONG_PATIENCE
     }
 
     /// Says whether another look is due before anything new happens.
