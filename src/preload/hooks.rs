@@ -181,7 +181,7 @@ pub(crate) extern "C" fn new_returned(
     frame_pointer: usize,
 ) {
     let Some(log) = log::get() else { return };
-    if arch::local().last_block.get() != block {
+    if arch::local().last_block.get() != !block {
         allocated(log, block, size, caller!(stack_pointer, frame_pointer));
     }
 }
@@ -203,7 +203,7 @@ fn allocated(log: &Log, block: usize, size: usize, caller: Caller) {
     }
     images::note_caller(caller.return_address());
     let local = arch::local();
-    local.last_block.set(block);
+    local.last_block.set(!block);
     let mean = log.settings.sample_bytes;
     if mean == 0 || sampling::takes(local, size, mean) {
         record(log, local, block, size, caller);
@@ -258,7 +258,7 @@ fn freed(log: &Log, block: usize, caller: Caller) -> Option<Removed> {
     }
     images::note_caller(caller.return_address());
     let local = arch::local();
-    if local.last_block.get() == block {
+    if local.last_block.get() == !block {
         local.last_block.set(0);
     }
     let removed = blocks::remove(log, block);
