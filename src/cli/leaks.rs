@@ -52,10 +52,14 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
 
 /// Scans the process `pid` and prints its report.
 pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
-    let mut phases = Phases::new(&args.output);
-    let report = scan(pid, args, &mut phases)?;
-    phases.finish();
-    print(&report, args)?;
+    let method = args.scan.snapshot.into();
+    let report = scan(args, || {
+        let captured = capture(&Target::new(pid), method)?;
+        // The target's files are pinned while it lives; its symbols are read later.
+        Ok((captured, TargetFiles::of_process(pid)))
+    })?;
+    let several = args.target.is_all();
+    print(&report, args, several)?;
     Ok(if report.has_leaks() {
         ExitStatus::Leaks
     } else {
@@ -63,35 +67,42 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
     })
 }
 
-fn scan(pid: u32, args: &LeaksArgs, phases: &mut Phases) -> anyhow::Result<Report> {
+/// The report of the target that `capture` captures, with the files that it sees.
+pub(super) fn scan(
+    args: &LeaksArgs,
+    capture: impl FnOnce() -> anyhow::Result<(Captured, TargetFiles)>,
+) -> anyhow::Result<Report> {
+    let mut phases = Phases::new(&args.output);
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
-    let target = Target::new(pid);
-    let mut captured = capture(&target, args.scan.snapshot.into())?;
-    // The target's files are pinned while it lives; its symbols are read later.
-    let (data_files, code_files) = (TargetFiles::of_process(pid), TargetFiles::of_process(pid));
+    let (captured, files) = capture()?;
+    let report = analyse(captured, files, args, &mut phases)?;
+    phases.finish();
+    Ok(report)
+}
 
+fn analyse(
+    mut captured: Captured,
+    files: TargetFiles,
+    args: &LeaksArgs,
+    phases: &mut Phases,
+) -> anyhow::Result<Report> {
     let (graph, marks) = reach(&captured, &args.scan, phases)?;
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
-    let allocations = stacks::allocations(&mut captured, &leaks);
+    let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
     let excerpt = release(&mut captured, &leaks);
 
     phases.begin("name call stacks");
-    let allocations = allocations.unwrap_or_default();
-    let stacks = stacks::named(
-        &allocations,
-        &mut captured.snapshot,
-        code_files,
-        &args.output,
-    );
+    let (snapshot, output) = (&mut captured.snapshot, &args.output);
+    let (stacks, files) = stacks::named(&allocations, snapshot, files, output);
     let passes = |leak: &Leak, function: &str| {
         let allocation = allocations.of_block(leak.block);
         let stack = allocation.and_then(|allocation| allocation.stack);
         stack.is_some_and(|stack| stacks.passes(stack, function))
     };
     let scanned = (&graph, &marks, &captured.heap);
-    let excluded = stacks::exclude(&mut leaks, &args.output.exclude, passes, scanned);
+    let excluded = stacks::exclude(&mut leaks, &output.exclude, passes, scanned);
 
     phases.begin("describe leaks");
     let Captured { snapshot, heap, .. } = &captured;
@@ -99,7 +110,7 @@ fn scan(pid: u32, args: &LeaksArgs, phases: &mut Phases) -> anyhow::Result<Repor
         Some(excerpt) => excerpt,
         None => &*snapshot.memory,
     };
-    let symbolizer = Symbolizer::new(&snapshot.modules, memory, data_files);
+    let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
     let descriptions = describe(&describer, heap, &leaks, &args.output);
     let described = |leak: &Leak| {
@@ -228,21 +239,22 @@ fn unreadable(graph: &Graph) -> Option<Warning> {
     })
 }
 
-fn print(report: &Report, args: &LeaksArgs) -> anyhow::Result<()> {
+/// Prints a report; `several` says whether it is one of several.
+pub(super) fn print(report: &Report, args: &LeaksArgs, several: bool) -> anyhow::Result<()> {
     if let Some(path) = json_file(args) {
-        let file = if args.target.is_all() {
+        let file = if several {
             append(path)?
         } else {
             create(path)?
         };
         let mut out = BufWriter::new(file);
-        return write_json(report, args, &mut out)
+        return write_json(report, several, &mut out)
             .and_then(|()| out.flush())
             .with_context(|| format!("cannot write {}", path.display()));
     }
     let mut out = BufWriter::new(anstream::stdout().lock());
     let written = match args.output.json {
-        Some(_) => write_json(report, args, &mut out),
+        Some(_) => write_json(report, several, &mut out),
         None => text::write(report, &options(&args.output), &mut out),
     };
     written
@@ -251,8 +263,8 @@ fn print(report: &Report, args: &LeaksArgs) -> anyhow::Result<()> {
 }
 
 /// Writes one of several reports as a line, and a single one for people to read.
-fn write_json(report: &Report, args: &LeaksArgs, out: &mut dyn Write) -> io::Result<()> {
-    if args.target.is_all() {
+fn write_json(report: &Report, several: bool, out: &mut dyn Write) -> io::Result<()> {
+    if several {
         json::write_line(report, out)
     } else {
         json::write_pretty(report, out)
@@ -260,12 +272,12 @@ fn write_json(report: &Report, args: &LeaksArgs, out: &mut dyn Write) -> io::Res
 }
 
 /// The file that `--json=FILE` names.
-fn json_file(args: &LeaksArgs) -> Option<&Path> {
+pub(super) fn json_file(args: &LeaksArgs) -> Option<&Path> {
     let path = args.output.json.as_deref();
     path.filter(|path| *path != Path::new("-"))
 }
 
-fn create(path: &Path) -> anyhow::Result<File> {
+pub(super) fn create(path: &Path) -> anyhow::Result<File> {
     File::create(path).with_context(|| format!("cannot create {}", path.display()))
 }
 

@@ -47,15 +47,16 @@ fn read(
     Ok((allocations, warnings))
 }
 
-/// Names the frames of the stacks of `allocations`, and warns of what could not be read.
+/// Names the frames of the stacks of `allocations`, and warns of what could not be read. The files
+/// are handed back.
 pub(super) fn named(
     allocations: &Allocations,
     snapshot: &mut Snapshot,
     files: TargetFiles,
     output: &OutputArgs,
-) -> CallStacks {
+) -> (CallStacks, TargetFiles) {
     if output.no_stacks && output.exclude.is_empty() {
-        return CallStacks::default();
+        return (CallStacks::default(), files);
     }
     let detail = if output.no_sources {
         Detail::Names
@@ -66,7 +67,7 @@ pub(super) fn named(
     let code = NamedCode::new(&images, files, detail);
     let stacks = CallStacks::resolve(allocations, &code);
     snapshot.warnings.extend(code.warnings());
-    stacks
+    (stacks, code.into_files())
 }
 
 /// Leaves out the leaks whose stack passes one of the functions that are to be left out, and counts

@@ -6,9 +6,10 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 use crate::format::{
-    EXIT_CLAIMED, EXIT_FREE, EXIT_GO_ON, EXIT_PAGE_VARIABLE, EXIT_WAITING, ExitPage, ExitSlot,
-    MAGIC, VERSION,
+    EXIT_CLAIMED, EXIT_FREE, EXIT_GO_ON, EXIT_PAGE_VARIABLE, EXIT_SLOTS, EXIT_WAITING, ExitPage,
+    ExitSlot, MAGIC, VERSION,
 };
+use crate::log::rleaks_stack_log;
 use crate::sys;
 
 /// [`ExitPage`], as it is used.
@@ -18,8 +19,10 @@ struct Page {
     version: AtomicU32,
     tracer: AtomicU32,
     doorbell: AtomicU32,
+    only: AtomicU32,
+    slots: [Slot; EXIT_SLOTS],
+    present: AtomicU32,
     padding: AtomicU32,
-    slots: [Slot; 64],
 }
 
 /// [`ExitSlot`], as it is used.
@@ -59,6 +62,11 @@ pub(crate) fn begin() {
     let at = sys::map_file(descriptor, size_of::<Page>());
     sys::close(descriptor);
     PAGE.store(at.unwrap_or(0), Release);
+    if let Some(page) = page()
+        && page.only.load(Relaxed) == sys::process_id()
+    {
+        page.present.store(1, Release);
+    }
 }
 
 fn page() -> Option<&'static Page> {
@@ -70,9 +78,22 @@ fn page() -> Option<&'static Page> {
     is_valid.then_some(page)
 }
 
+/// The process that has waited: it does so once, though several ways out may lead through here.
+static WAITED: AtomicU32 = AtomicU32::new(0);
+
+/// Says whether it is to wait, which it does once. A child of `vfork` is not: its memory is that of its
+/// parent, as the process id there tells.
+fn is_due(page: &Page) -> bool {
+    let pid = sys::process_id();
+    let only = page.only.load(Acquire);
+    (only == 0 || only == pid)
+        && rleaks_stack_log.pid.load(Relaxed) == pid
+        && WAITED.swap(pid, Relaxed) != pid
+}
+
 /// Tells that this process ends, and waits until whoever wants to see that is ready.
 pub(crate) fn before_exit() {
-    if let Some(page) = page() {
+    if let Some(page) = page().filter(|page| is_due(page)) {
         let claim = |slot: &&Slot| {
             slot.state
                 .compare_exchange(EXIT_FREE, EXIT_CLAIMED, AcqRel, Relaxed)

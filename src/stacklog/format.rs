@@ -238,11 +238,18 @@ pub struct ExitPage {
     pub tracer: u32,
     /// A futex: changes whenever a slot begins to wait.
     pub doorbell: u32,
+    /// The process that alone waits, by its pid in its own namespace; 0 where each one does.
+    pub only: u32,
+    /// Processes that end at the same time; one that finds none free goes on unseen.
+    pub slots: [ExitSlot; EXIT_SLOTS],
+    /// 1 as soon as the recorder is at work in the process `only`.
+    pub present: u32,
     /// Unused.
     pub padding: u32,
-    /// Processes that end at the same time; one that finds none free goes on unseen.
-    pub slots: [ExitSlot; 64],
 }
+
+/// The number of processes that can wait at the same time.
+pub const EXIT_SLOTS: usize = 64;
 
 /// A process that is about to end.
 #[repr(C)]

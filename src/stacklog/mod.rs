@@ -13,6 +13,7 @@
 )]
 
 mod allocations;
+mod exit_page;
 pub mod format;
 mod header;
 mod image;
@@ -26,6 +27,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use allocations::Allocations;
+pub use exit_page::ExitPage;
 pub use header::{LogError, LogHeader, LogMode, header_address};
 pub use image::Image;
 pub use log::StackLog;
