@@ -115,7 +115,7 @@ mod tests {
     /// A log that a recorder with code at [`CODE`] writes, and threads with these next instructions.
     fn snapshot(instructions: &[u64]) -> (Snapshot, StackLog) {
         let mut snapshot = LogWriter::new().snapshot();
-        let segment = |start, executable| Segment {
+        let segment = |start, executable: bool| Segment {
             range: AddrRange::with_size(Addr(start), 0x1000),
             writable: !executable,
             executable,
