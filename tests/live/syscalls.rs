@@ -372,7 +372,11 @@ mod time64 {
         for call in ["ppoll_time64", "pselect_time64", "clock_nanosleep_time64"] {
             keeps_time(call, I386, &Outcome::value(0));
         }
-        for call in ["sigtimedwait_time64", "semtimedop_time64", "recvmmsg_time64"] {
+        for call in [
+            "sigtimedwait_time64",
+            "semtimedop_time64",
+            "recvmmsg_time64",
+        ] {
             keeps_time_or_starts_afresh(call, I386, &Outcome::error(EAGAIN));
         }
         keeps_time_or_starts_afresh("io_pgetevents_time64", I386, &Outcome::value(0));
