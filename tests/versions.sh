@@ -157,7 +157,7 @@ build() {
 # Says whether programs that this machine's linker has linked with the static library of a suite
 # run: the linker may be too old for it.
 runs_static() {
-    "$folder/$1/generator-$2-static" 1 0 100 </dev/null >/dev/null 2>&1
+    "$folder/$1/generator-$2-static" 1 2 100 </dev/null >/dev/null 2>&1
 }
 
 # The release, from what the library says when it is run.

@@ -2,7 +2,8 @@
 
 use crate::generator::{assert_blocks_are_exact, assert_leaks_are_exact};
 use crate::support::{
-    Build, Fixture, WIDTHS, addresses, compile_as, heap, leaks, leaks_with, number_from_environment,
+    Build, Fixture, WIDTHS, addresses, compile_as, heap, leaks, leaks_with,
+    number_from_environment, rleaks, text,
 };
 
 /// A random heap graph; `RLEAKS_SEEDS` tries more of them.
@@ -68,6 +69,10 @@ fn i386_programs_are_reported_as_such() {
     let target = &leaks(&fixture.pid())["target"];
     assert_eq!(target["arch"], "i386");
     assert_eq!(target["pointer_size"], 4);
+
+    let doctor = rleaks(&["doctor", &fixture.pid()]);
+    let said = text(&doctor.stdout);
+    assert!(said.contains("ok  allocator   glibc 2."), "{said}");
 }
 
 fn assert_leaks_are_true(build: Build, file: &str, arguments: &[&str]) {

@@ -108,6 +108,7 @@ impl Fixture {
     pub(crate) fn without_loader(&self, mut reported: BTreeMap<u64, u64>) -> BTreeMap<u64, u64> {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid)).unwrap();
         let known = self.live.keys().chain(self.leaks.keys());
+        let known = known.chain(self.libc.keys());
         if let Some(first) = known.min().filter(|_| !maps.contains("/ld-linux")) {
             let own = reported.split_off(first);
             assert!(reported.len() <= LOADER_BLOCKS, "{reported:x?}");
