@@ -8,6 +8,13 @@ use crate::memory::Width;
 use crate::snapshot::{KernelValue, Thread};
 use crate::warning::{Bias, Warning};
 
+/// The ids of all processes.
+pub(super) fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.parse().ok()).collect()
+}
+
 /// The thread ids of process `pid`.
 pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
     let mut threads = Vec::new();

@@ -14,6 +14,7 @@ use super::obstacles::Obstacle;
 use super::plan::Plan;
 use super::regions::RegionUse;
 use super::suspend::Suspended;
+use super::tracer::Standstill;
 use super::view::View;
 use crate::memory::Memory;
 use crate::snapshot::{self, Method, Module, Process, Region};
@@ -32,6 +33,9 @@ const ANALYSIS: Duration = Duration::from_secs(1);
 /// A stop may always last as long as this before it is cut short, and four times as long as it was
 /// expected to.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
+
+/// A target that is at its end may be held for as long as this.
+const SHORTEST_LIMIT_AT_END: Duration = Duration::from_secs(60);
 
 /// The memory that is taken for a copy of `bytes` bytes: the target may grow until it is stopped.
 fn copy_size(bytes: u64) -> u64 {
@@ -120,8 +124,17 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let (suspended, mut standstill) =
+        let (suspended, standstill) =
             Suspended::stop(self.pid, survey.limit()).map_err(explained)?;
+        self.stopped(suspended, standstill)
+    }
+
+    /// What the threads of the stopped target, which `suspended` holds, were found to be.
+    pub(super) fn stopped(
+        &self,
+        suspended: Suspended,
+        mut standstill: Standstill,
+    ) -> Result<Stopped, CaptureError> {
         let taken_at = SystemTime::now();
         // Opened anew: the target may have executed another program since the survey.
         let view = View::open(self.pid)?;
@@ -172,6 +185,11 @@ impl Survey {
             Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
         };
         SHORTEST_LIMIT.max(expected.saturating_mul(4))
+    }
+
+    /// The same for a target that is at its end: nobody waits for what it does.
+    pub(super) fn limit_at_end(&self) -> Duration {
+        SHORTEST_LIMIT_AT_END.max(self.limit().saturating_mul(10))
     }
 
     /// Takes memory for a copy; where that is too much, the target will be read while it stands

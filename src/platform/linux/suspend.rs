@@ -1,13 +1,14 @@
 //! A process that stands still, and why one does not.
 
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::job_control::{JobControlHeld, interrupt_flag};
 use super::procfs;
 use super::tracer::{self, Standstill};
+use super::watchdog::Armed;
 
 /// Targets that this process holds stopped.
 static STOPPED_TARGETS: AtomicUsize = AtomicUsize::new(0);
@@ -71,11 +72,9 @@ impl SuspendError {
 }
 
 /// A process all of whose threads stand still. Dropping it lets them go on.
-#[derive(Debug)]
 pub(super) struct Suspended {
-    /// Dropping it tells the tracing thread to let go.
-    release: Option<SyncSender<()>>,
-    tracer: Option<JoinHandle<Duration>>,
+    /// Lets the target go on, and says for how long it stood still.
+    let_go: Option<Box<dyn FnOnce() -> Duration>>,
     /// Lasts until the target runs: fields are dropped after `drop` has run.
     _job_control: JobControlHeld,
 }
@@ -85,21 +84,42 @@ impl Suspended {
     /// dropped, the watchdog ends rleaks.
     pub(super) fn stop(pid: u32, limit: Duration) -> Result<(Self, Standstill), SuspendError> {
         let (found, standstill) = sync_channel(1);
-        let (release, released) = sync_channel(0);
+        let (release, released) = sync_channel::<()>(0);
         let interrupted = interrupt_flag();
-        STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
-        let mut suspended = Self {
-            release: Some(release),
-            tracer: None,
-            _job_control: JobControlHeld::new(),
-        };
+        let mut suspended = Self::new();
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
             .spawn(move || tracer::trace(pid, limit, interrupted, &found, &released));
-        suspended.tracer = Some(tracer.map_err(|error| SuspendError::Other(pid, error))?);
+        let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
+        suspended.let_go = Some(Box::new(move || {
+            drop(release);
+            // If it panicked, the kernel has detached; the panic is kept by the panic hook.
+            tracer.join().unwrap_or_default()
+        }));
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),
             Err(_) => unreachable!("the tracing thread sends what it found, or panics"),
+        }
+    }
+
+    /// A process that stands at its end, until `let_go` is called. If that lasts longer than `limit`,
+    /// the watchdog ends rleaks.
+    pub(super) fn at_its_end(let_go: impl FnOnce() -> Duration + 'static, limit: Duration) -> Self {
+        let watchdog = Armed::new(limit);
+        let mut suspended = Self::new();
+        suspended.let_go = Some(Box::new(move || {
+            let paused = let_go();
+            drop(watchdog);
+            paused
+        }));
+        suspended
+    }
+
+    fn new() -> Self {
+        STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
+        Self {
+            let_go: None,
+            _job_control: JobControlHeld::new(),
         }
     }
 
@@ -109,10 +129,8 @@ impl Suspended {
     }
 
     fn let_go(&mut self) -> Duration {
-        self.release = None;
-        // If it panicked, the kernel has detached; the panic is kept by the panic hook.
-        let paused = self.tracer.take().map(JoinHandle::join);
-        paused.and_then(Result::ok).unwrap_or_default()
+        let let_go = self.let_go.take();
+        let_go.map_or(Duration::ZERO, |let_go| let_go())
     }
 }
 
@@ -120,5 +138,11 @@ impl Drop for Suspended {
     fn drop(&mut self) {
         self.let_go();
         STOPPED_TARGETS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Suspended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suspended").finish_non_exhaustive()
     }
 }

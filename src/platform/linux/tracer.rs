@@ -261,7 +261,7 @@ fn has_ended(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ESRCH) || error.kind() == io::ErrorKind::NotFound
 }
 
-fn asleep(tid: u32) -> Warning {
+pub(super) fn asleep(tid: u32) -> Warning {
     Warning::new(
         "thread_asleep",
         format!(
