@@ -13,8 +13,8 @@ pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
     CaptureError, Obstacle, Privileges, RegularFile, Remedy, Stopped, Survey, SuspendError, Target,
-    TargetFiles, available_memory, copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag,
-    is_hidden, kernel_release, page_map, privileges, process, processes, thread_count, tracer,
-    visible_pid, watched,
+    TargetFiles, available_memory, check_proc, copy_limit, copy_speed, holds_a_stopped_target,
+    interrupt_flag, is_hidden, kernel_release, page_map, privileges, process, processes,
+    thread_count, tracer, visible_pid, watched,
 };
 pub use process::{ProcessInfo, ProcessState, user_name};

@@ -67,6 +67,34 @@ fn what_the_kernel_holds_is_a_root() {
     check_class("root_kernel.c", "kernel");
 }
 
+/// What is queued is found; a warning says that what is in flight is not.
+#[test]
+fn user_data_of_queued_io_uring_requests_is_a_root_and_what_is_in_flight_is_warned_of() {
+    let fixture = Fixture::start("root_io_uring.c");
+    let report = leaks(&fixture.pid());
+    let (found, truth) = (addresses(&report["leaks"]), &fixture.leaks);
+    assert!(
+        fixture.live.keys().all(|at| !found.contains_key(at)),
+        "{found:x?} {fixture:#x?}"
+    );
+    let in_flight = |at: &&u64| truth[*at].kind == "in_flight";
+    let certain: Vec<_> = truth.keys().filter(|at| !in_flight(at)).collect();
+    assert!(
+        certain.iter().all(|at| found.contains_key(*at)),
+        "{found:x?}"
+    );
+    let warnings = report["warnings"].as_array().unwrap();
+    let warning = warnings.iter().find(|w| w["code"] == "io_uring");
+    assert_eq!(warning.unwrap()["bias"], "false_leaks");
+    // That is what the warning says: nothing shows it.
+    assert!(
+        truth
+            .keys()
+            .filter(in_flight)
+            .all(|at| found.contains_key(at))
+    );
+}
+
 #[test]
 fn static_and_dynamic_thread_local_variables_are_roots() {
     let library = compile("tls_library.c");

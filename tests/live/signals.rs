@@ -123,6 +123,59 @@ fn scan_that_is_to_stop_lets_its_target_go_on_first() {
     assert_ends_well(busy);
 }
 
+/// The worker of an rleaks: the one child that it has.
+fn worker(scan: &Child) -> u32 {
+    let path = format!("/proc/{0}/task/{0}/children", scan.id());
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
+/// A bug, or a page fault that is never served, would do the same as this stop of the worker.
+#[test]
+fn scan_that_hangs_is_ended_and_its_target_goes_on() {
+    let mut busy = busy();
+    let scan = scan_that_holds(busy.id());
+    send(worker(&scan), Signal::SIGSTOP);
+    assert!(!is_released(busy.id()), "it let go before it was stopped");
+    let output = scan.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.starts_with("rleaks: the target was stopped for too long, so it was let go"),
+        "{said}"
+    );
+    assert!(is_released(busy.id()), "{:?}", state(busy.id()));
+    assert_goes_on(&mut busy);
+    assert_ends_well(busy);
+}
+
+/// Scans a process that gets a signal which it ignores whenever its threads are about to stop, and kills
+/// the scan at any time: a signal with a handler is not lost then.
+#[test]
+fn signals_are_not_lost_when_rleaks_is_killed() {
+    let mut fixture = Fixture::start("counted_signals.c");
+    for round in 0..40 {
+        let mut scan = Command::new(env!("CARGO_BIN_EXE_rleaks"))
+            .args([&fixture.pid(), "--json"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        while !threads(fixture.id(), "TracerPid:")
+            .iter()
+            .any(|tracer| tracer != "0")
+            && scan.try_wait().unwrap().is_none()
+        {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_micros(round * 20));
+        // The worker dies with it, and so does the thread that traces.
+        scan.kill().unwrap();
+        scan.wait().unwrap();
+    }
+    let answer = fixture.ask("stop");
+    assert!(answer.starts_with("ok "), "{answer}");
+}
+
 #[test]
 fn reader_that_does_not_read_holds_rleaks_and_not_the_target() {
     for method in ["--snapshot=copy", "--snapshot=stream"] {

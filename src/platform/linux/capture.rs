@@ -1,7 +1,7 @@
 //! From a target that stands still to a [`Snapshot`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
@@ -24,6 +24,8 @@ pub struct Stopped {
     suspended: Option<Suspended>,
     view: View,
     taken_at: SystemTime,
+    /// When a copy has to be given up.
+    deadline: Instant,
     /// Its threads with their registers.
     pub threads: Vec<Thread>,
     regions: Vec<Region>,
@@ -33,17 +35,16 @@ pub struct Stopped {
 impl Stopped {
     pub(super) fn new(
         target: Target,
-        suspended: Suspended,
-        standstill: Standstill,
-        view: View,
-        regions: Vec<Region>,
-        taken_at: SystemTime,
+        (suspended, standstill): (Suspended, Standstill),
+        (view, regions): (View, Vec<Region>),
+        (taken_at, deadline): (SystemTime, Instant),
     ) -> Self {
         Self {
             target,
             suspended: Some(suspended),
             view,
             taken_at,
+            deadline,
             threads: standstill.threads,
             regions,
             warnings: standstill.warnings,
@@ -125,11 +126,16 @@ impl Stopped {
         } else {
             buffer
         };
-        let interrupted: &AtomicBool = interrupt_flag();
-        let (memory, holes) = CopiedMemory::copy(plan, &self.view.memory, buffer, interrupted);
-        if interrupted.load(Ordering::Relaxed) {
+        let interrupted = || interrupt_flag().load(Ordering::Relaxed);
+        let deadline = self.deadline;
+        let is_over = || interrupted() || Instant::now() > deadline;
+        let copied = CopiedMemory::copy(plan, &self.view.memory, buffer, is_over);
+        if interrupted() {
             return Err(SuspendError::Interrupted.into());
         }
+        let Some((memory, holes)) = copied else {
+            return Err(SuspendError::TooSlow(self.target.pid).into());
+        };
         if !holes.is_empty() && !self.view.is_alive() {
             return Err(SuspendError::Ended(self.target.pid).into());
         }

@@ -6,6 +6,7 @@ mod checks;
 mod copy;
 mod files;
 mod job_control;
+mod landlock;
 mod limits;
 mod obstacle_facts;
 mod obstacles;
@@ -34,6 +35,7 @@ pub use checks::{
 pub use files::{RegularFile, TargetFiles};
 pub use job_control::interrupt_flag;
 pub use limits::available_memory;
+pub use obstacle_facts::check_proc;
 pub use obstacles::{Obstacle, Remedy};
 pub use processes::{is_hidden, process, processes};
 pub use survey::{Survey, Target, copy_limit};

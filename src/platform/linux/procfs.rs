@@ -71,7 +71,7 @@ pub(super) fn sleeping_thread(pid: u32, tid: u32) -> io::Result<Thread> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"))?;
     let mut thread = parse_system_call(&text);
     thread.tid = tid;
-    thread.inner_tid = Status::read(pid, tid).map_or(tid, |status| status.inner_tid);
+    thread.inner_tid = tid;
     Ok(thread)
 }
 

@@ -1,23 +1,22 @@
 //! The ptrace requests that rleaks makes: ptrace(2).
 //!
-//! Raw calls, because a signal number that has no name (a real-time signal, as glibc itself uses)
-//! must be passed on like any other.
+//! There is none that detaches: the kernel does that when the tracing thread ends.
 #![expect(
     unsafe_code,
-    reason = "ptrace and waitpid with real-time signals have no safe wrapper"
+    reason = "ptrace, and waitid with real-time signals, have no safe wrapper"
 )]
 
 use std::io;
 
 use nix::libc;
 
-/// What `waitpid` says of one traced thread.
+/// What became of one traced thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     /// Nothing yet.
     Running,
-    /// It stopped. A signal that was on its way to it has to be passed on; 0 if there was none.
-    Stopped { signal: i32 },
+    /// It stopped.
+    Stopped,
     /// It ended.
     Ended,
 }
@@ -28,45 +27,58 @@ pub(super) fn seize(tid: u32) -> io::Result<()> {
     check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) })
 }
 
+/// Says whether the kernel itself answers such a request, and not a seccomp filter: it says that there
+/// is no such thread, for there is none.
+pub(super) fn is_answered_by_the_kernel() -> bool {
+    const NO_THREAD: u32 = i32::MAX.cast_unsigned();
+    let answer = seize(NO_THREAD).map_err(|error| error.raw_os_error());
+    answer == Err(Some(libc::ESRCH))
+}
+
 /// Asks the seized thread `tid` to stop.
 pub(super) fn interrupt(tid: u32) -> io::Result<()> {
     // SAFETY: the request takes no pointer of ours.
     check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) })
 }
 
-/// Lets the stopped thread `tid` go on, with `signal` if that is not 0.
-pub(super) fn detach(tid: u32, signal: i32) -> io::Result<()> {
-    // SAFETY: the request takes no pointer of ours: `signal` is passed by value.
-    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0, libc::c_long::from(signal)) })
-}
-
 /// Asks what became of the traced thread `tid`, without waiting.
+///
+/// A signal that was on its way to the thread when it stopped stays there (`WNOWAIT`): it is
+/// delivered when the tracing thread ends, also where that one is killed.
 pub(super) fn poll(tid: u32) -> io::Result<Wait> {
-    let mut status = 0;
-    let tid = libc::pid_t::try_from(tid).map_err(io::Error::other)?;
-    // SAFETY: `status` outlives the call.
-    let found = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
-    match found {
-        0 => Ok(Wait::Running),
-        -1 => match io::Error::last_os_error() {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: `info` outlives the call.
+    let result = unsafe { libc::waitid(libc::P_PID, tid, info.as_mut_ptr(), options) };
+    if result == -1 {
+        return match io::Error::last_os_error() {
             error if error.raw_os_error() == Some(libc::ECHILD) => Ok(Wait::Ended),
             error if error.kind() == io::ErrorKind::Interrupted => Ok(Wait::Running),
             error => Err(error),
-        },
-        _ => Ok(decode(status)),
+        };
+    }
+    // SAFETY: it was zeroed, which is a value of the type, and the kernel may have filled it.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: after a successful `waitid` the field is the child's pid, or 0 if there was nothing.
+    let found = unsafe { info.si_pid() };
+    match info.si_code {
+        _ if found == 0 => Ok(Wait::Running),
+        libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => {
+            collect(tid);
+            Ok(Wait::Ended)
+        }
+        _ => Ok(Wait::Stopped),
     }
 }
 
-/// A stop by `PTRACE_INTERRUPT` or by job control has an event number above the signal; without
-/// one the thread is about to receive the signal.
-fn decode(status: i32) -> Wait {
-    if !libc::WIFSTOPPED(status) {
-        return Wait::Ended;
-    }
-    let is_event = status >> 16 != 0;
-    Wait::Stopped {
-        signal: if is_event { 0 } else { libc::WSTOPSIG(status) },
-    }
+/// Lets the kernel forget a traced thread that has ended: a program that executes another waits for
+/// that.
+fn collect(tid: u32) {
+    let Ok(tid) = libc::pid_t::try_from(tid) else {
+        return;
+    };
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(tid, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
 }
 
 /// Reads a register set of the stopped thread `tid`; `note` is its type in `<elf.h>`.
@@ -112,31 +124,4 @@ fn check(result: libc::c_long) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_status_is_decoded_also_for_real_time_signals() {
-        let stopped_by = |signal: i32, event: i32| event << 16 | signal << 8 | 0x7f;
-        assert_eq!(
-            decode(stopped_by(libc::SIGTRAP, 128)),
-            Wait::Stopped { signal: 0 }
-        );
-        assert_eq!(
-            decode(stopped_by(libc::SIGSTOP, 128)),
-            Wait::Stopped { signal: 0 }
-        );
-        assert_eq!(
-            decode(stopped_by(libc::SIGUSR1, 0)),
-            Wait::Stopped {
-                signal: libc::SIGUSR1
-            }
-        );
-        assert_eq!(decode(stopped_by(34, 0)), Wait::Stopped { signal: 34 });
-        assert_eq!(decode(0), Wait::Ended);
-        assert_eq!(decode(libc::SIGKILL), Wait::Ended);
-    }
 }

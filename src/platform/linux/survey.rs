@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::capture::Stopped;
 use super::capture_error::{CaptureError, explained, proc_error};
@@ -12,6 +12,7 @@ use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
 use super::plan::Plan;
+use super::priority::Hurry;
 use super::regions::RegionUse;
 use super::suspend::Suspended;
 use super::view::View;
@@ -120,8 +121,13 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let (suspended, mut standstill) =
-            Suspended::stop(self.pid, survey.limit()).map_err(explained)?;
+        let limit = survey.limit();
+        // The rest is for letting go.
+        let deadline = Instant::now() + limit / 4 * 3;
+        // A stream is no short stop: it must not keep the rest of the system waiting, too.
+        let hurry = (survey.method == Method::Copy).then(Hurry::new);
+        let stop = Suspended::stop(self.pid, limit, hurry);
+        let (suspended, mut standstill) = stop.map_err(explained)?;
         let taken_at = SystemTime::now();
         // Opened anew: the target may have executed another program since the survey.
         let view = View::open(self.pid)?;
@@ -136,11 +142,9 @@ impl Target {
         let regions = view.regions()?;
         Ok(Stopped::new(
             self.clone(),
-            suspended,
-            standstill,
-            view,
-            regions,
-            taken_at,
+            (suspended, standstill),
+            (view, regions),
+            (taken_at, deadline),
         ))
     }
 }

@@ -1,13 +1,19 @@
 //! A process that stands still, and why one does not.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::job_control::{JobControlHeld, interrupt_flag};
+use super::priority::Hurry;
 use super::procfs;
-use super::tracer::{self, Standstill};
+use super::tracer::{self, Ending, Standstill};
+use super::watchdog::Armed;
+
+/// From one look at a tracing thread that is ending to the next.
+const NAP: Duration = Duration::from_micros(20);
 
 /// Targets that this process holds stopped.
 static STOPPED_TARGETS: AtomicUsize = AtomicUsize::new(0);
@@ -44,6 +50,13 @@ pub enum SuspendError {
         "thread {1} of process {0} does not stop (state {2}): try again when the system is less busy"
     )]
     DoesNotStop(u32, u32, char),
+    /// The copy takes so long that the target has to be let go first.
+    #[error(
+        "the memory of process {0} could not be copied while it may stand still, because other \
+         programs keep the processors busy: try again later, or with sudo, so that rleaks runs \
+         before them"
+    )]
+    TooSlow(u32),
     /// It is a kernel thread, or it has ended and its parent has not noticed yet.
     #[error("process {0} has no memory: it is a kernel thread or a zombie")]
     NoMemory(u32),
@@ -75,15 +88,21 @@ impl SuspendError {
 pub(super) struct Suspended {
     /// Dropping it tells the tracing thread to let go.
     release: Option<SyncSender<()>>,
-    tracer: Option<JoinHandle<Duration>>,
-    /// Lasts until the target runs: fields are dropped after `drop` has run.
+    tracer: Option<JoinHandle<Ending>>,
+    /// These last until the target runs: fields are dropped after `drop` has run.
+    _watchdog: Armed,
+    _hurry: Option<Hurry>,
     _job_control: JobControlHeld,
 }
 
 impl Suspended {
     /// Stops all threads of process `pid`. If that lasts longer than `limit`, until the value is
-    /// dropped, the watchdog ends rleaks.
-    pub(super) fn stop(pid: u32, limit: Duration) -> Result<(Self, Standstill), SuspendError> {
+    /// dropped, the watchdog ends rleaks. `hurry` lasts as long.
+    pub(super) fn stop(
+        pid: u32,
+        limit: Duration,
+        hurry: Option<Hurry>,
+    ) -> Result<(Self, Standstill), SuspendError> {
         let (found, standstill) = sync_channel(1);
         let (release, released) = sync_channel(0);
         let interrupted = interrupt_flag();
@@ -91,7 +110,9 @@ impl Suspended {
         let mut suspended = Self {
             release: Some(release),
             tracer: None,
+            _hurry: hurry,
             _job_control: JobControlHeld::new(),
+            _watchdog: Armed::new(limit),
         };
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
@@ -110,9 +131,19 @@ impl Suspended {
 
     fn let_go(&mut self) -> Duration {
         self.release = None;
-        // If it panicked, the kernel has detached; the panic is kept by the panic hook.
-        let paused = self.tracer.take().map(JoinHandle::join);
-        paused.and_then(Result::ok).unwrap_or_default()
+        // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
+        let ending = self.tracer.take().map(JoinHandle::join);
+        let Some(Ok(ending)) = ending else {
+            return Duration::ZERO;
+        };
+        // The kernel lets go of the target after it has told whoever joins the thread.
+        let thread = format!("/proc/self/task/{}", ending.tid);
+        while Path::new(&thread).exists() {
+            std::thread::sleep(NAP);
+        }
+        ending
+            .stopped_at
+            .map_or(Duration::ZERO, |start| start.elapsed())
     }
 }
 
