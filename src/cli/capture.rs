@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::addr::Addr;
-use crate::heap::{self, Exporter, Heap, embedded_allocator};
+use crate::heap::{self, Exporter, Heap, HeapError, embedded_allocator};
 use crate::platform::{CaptureError, Stopped, Survey, SuspendError, Target, interrupt_flag};
 use crate::snapshot::{Method, Snapshot, Thread};
 
@@ -13,6 +13,7 @@ use crate::snapshot::{Method, Snapshot, Thread};
 const MAX_STOPS: u32 = 20;
 /// How often a thread may fail to stop in time, or a copy take too long, before that is an error: on
 /// a machine with many more runnable threads than processors both may wait for a processor for long.
+/// As often there may be no heap.
 const MAX_LATE_STOPS: u32 = 5;
 
 /// A captured target and its live blocks.
@@ -48,11 +49,11 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
     let mut late_stops = 0;
     let mut sleepers = BTreeSet::new();
     for stop in 1..MAX_STOPS {
-        let ready = prepare(target, method, prepared.take())?;
-        match attempt(target, ready, &mut sleepers) {
+        let ready = prepare(target, method, prepared.take());
+        match ready.and_then(|ready| attempt(target, ready, &mut sleepers)) {
             Ok(Attempt::Captured(captured)) => return Ok(*captured),
             Ok(Attempt::Again(still_good)) => prepared = still_good.map(|good| *good),
-            Err(error) if was_late(&error) && late_stops < MAX_LATE_STOPS => late_stops += 1,
+            Err(error) if may_pass(&error) && late_stops < MAX_LATE_STOPS => late_stops += 1,
             Err(error) => return Err(error),
         }
         // Different each time, so that a thread with a rhythm is met at different points of it.
@@ -83,14 +84,17 @@ fn prepare(
     })
 }
 
-/// Says whether a thread did not stop in time, or the copy was not finished in time.
-fn was_late(error: &anyhow::Error) -> bool {
+/// Says whether that may be over in a moment: a thread did not stop in time, or the copy was not
+/// finished in time; or the process has just begun to execute a program, which has no heap yet.
+fn may_pass(error: &anyhow::Error) -> bool {
+    let capture = error.downcast_ref();
+    let heap = error.downcast_ref();
     matches!(
-        error.downcast_ref(),
+        capture,
         Some(CaptureError::Suspend(
-            SuspendError::DoesNotStop(..) | SuspendError::TooSlow(_)
+            SuspendError::DoesNotStop(..) | SuspendError::TooSlow(_) | SuspendError::NoMemory(_)
         ))
-    )
+    ) || matches!(heap, Some(HeapError::NotFound(_)))
 }
 
 /// Stops the target once, and accepts only a heap in which nothing is half-done. `sleepers` are the

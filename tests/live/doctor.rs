@@ -94,6 +94,18 @@ fn what_the_doctor_expects_is_what_a_scan_finds() {
     let statuses = statuses(&expected["checks"]);
     assert_eq!((statuses["permission"], statuses["pause"]), ("ok", "ok"));
     assert_eq!(statuses["stack_log"], "limited");
+    let ids: Vec<_> = statuses.into_keys().collect();
+    let all = [
+        "allocator",
+        "debug_info",
+        "memory",
+        "pause",
+        "permission",
+        "stack_log",
+        "symbols",
+        "threads",
+    ];
+    assert_eq!(ids, all);
 }
 
 #[test]

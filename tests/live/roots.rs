@@ -1,8 +1,15 @@
 //! Each class of roots, and each kind of memory that is none.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 
-use crate::support::{Fixture, addresses, compile, leaks, leaks_without_roots};
+use serde_json::Value;
+
+use crate::support::{
+    Fixture, Shared, addresses, compile, leaks, leaks_by, leaks_with, leaks_without_roots,
+    unprivileged,
+};
 
 /// rleaks reports exactly the blocks that the fixture leaked: nothing missing, nothing else.
 fn assert_leaks_are_true(fixture: &Fixture) {
@@ -60,6 +67,62 @@ fn general_and_vector_registers_are_roots() {
 #[test]
 fn other_private_and_shared_memory_is_a_root() {
     check_class("root_other.c", "other");
+}
+
+/// The bytes that the files have which process `pid` has mapped under `name`.
+fn file_bytes(pid: &str, name: &str) -> u64 {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mapped = maps.lines().filter(|line| line.contains(name));
+    let blocks = mapped.map(|line| {
+        let path = format!("/proc/{pid}/map_files/{}", line.split(' ').next().unwrap());
+        fs::metadata(path).unwrap().blocks()
+    });
+    blocks.sum::<u64>() * 512
+}
+
+#[test]
+fn shared_memory_that_is_not_mapped_now_is_a_root_and_no_page_of_it_appears() {
+    let fixture = Fixture::start("root_shared.c");
+    let names = [
+        "/dev/zero (deleted)",
+        "/memfd:root_shared",
+        "/dev/shm/root_shared",
+    ];
+    let bytes = || names.map(|name| file_bytes(&fixture.pid(), name));
+    let before = bytes();
+    assert_eq!(before, [4096; 3]);
+    for options in [&[][..], &["--snapshot=stream"]] {
+        let report = leaks_with(&fixture.pid(), options);
+        let found = addresses(&report["leaks"]);
+        assert!(
+            found.keys().eq(fixture.leaks.keys()),
+            "{found:x?} {fixture:x?}"
+        );
+        assert_eq!(report["warnings"], Value::Array(Vec::new()));
+    }
+    assert_eq!(bytes(), before);
+    assert_class_alone_reaches(&fixture, "other", fixture.live.keys().copied());
+}
+
+/// Neither a file on a disk, nor what one may not look at: that may make blocks look leaked.
+#[test]
+fn shared_memory_that_is_not_read_is_warned_of() {
+    let fixture = Fixture::start_with("root_shared.c", &["disk"]);
+    let report = leaks(&fixture.pid());
+    let biased = |report: &Value| {
+        let warnings = report["warnings"].as_array().unwrap();
+        let warning = warnings
+            .iter()
+            .find(|w| w["code"] == "shared_memory_unread");
+        warning.map(|warning| warning["bias"].clone())
+    };
+    assert_eq!(biased(&report), Some("false_leaks".into()));
+
+    let (shared, rleaks) = Shared::with_rleaks();
+    let program = shared.add(&Fixture::program("root_shared.c"), "fixture");
+    let fixture = Fixture::of(&mut unprivileged(&program));
+    let report = leaks_by(unprivileged(&rleaks).arg(fixture.pid()));
+    assert_eq!(biased(&report), Some("false_leaks".into()));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
-use super::plan::Plan;
+use super::plan::{Plan, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
 use super::suspend::{SuspendError, Suspended};
@@ -70,8 +70,7 @@ impl Stopped {
     /// Says so when the page map cannot be read or memory cannot be had. Then the target runs on.
     pub fn capture(mut self, survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
         let pid = self.target.pid;
-        let plan = Plan::new(&self.regions, &survey.uses, &self.view.pagemap)
-            .map_err(|error| proc_error(pid, "pagemap", error))?;
+        let (plan, unread) = self.plan(&survey)?;
         let width = self.view.width();
         let width = width.or_else(|| self.threads.iter().find_map(|thread| thread.width));
         let width = width.unwrap_or_default();
@@ -100,6 +99,7 @@ impl Stopped {
             warnings: survey.warnings,
         };
         snapshot.warnings.append(&mut self.warnings);
+        snapshot.warnings.extend(unread);
         snapshot.warnings.append(&mut kernel_held.warnings);
         let Some(buffer) = survey.buffer else {
             let memory = View::open(pid)?.memory;
@@ -112,6 +112,18 @@ impl Stopped {
         snapshot.warnings.extend(unreadable(&holes));
         self.target.account(&mut snapshot);
         Ok((snapshot, None))
+    }
+
+    /// What of the target's memory is read, and a warning of what is not.
+    fn plan(&self, survey: &Survey) -> Result<(Plan, Option<Warning>), CaptureError> {
+        let plan = Plan::new(&Source {
+            regions: &self.regions,
+            survey: &survey.uses,
+            pagemap: &self.view.pagemap,
+            files: &survey.files,
+            folder: &self.view.folder(),
+        });
+        plan.map_err(|error| proc_error(self.target.pid, "pagemap", error))
     }
 
     fn copy(

@@ -20,6 +20,7 @@ mod ptrace;
 mod regions;
 mod registers;
 mod restart;
+mod shared_memory;
 mod stream;
 mod survey;
 mod suspend;

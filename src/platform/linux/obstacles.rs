@@ -201,7 +201,7 @@ pub(super) struct Facts {
     pub(super) same_namespace: bool,
     /// Its files in `/proc` are its user's, not root's.
     pub(super) dumpable: bool,
-    /// What needs less rights than tracing is allowed: `/proc/PID/maps` can be opened.
+    /// What needs less rights than tracing is allowed: the links in `/proc/PID/ns` can be read.
     pub(super) readable: bool,
     /// `/proc/sys/kernel/yama/ptrace_scope`, where the kernel has Yama.
     pub(super) yama: Option<u8>,

@@ -11,9 +11,10 @@ use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
-use super::plan::Plan;
+use super::plan::{Plan, Source};
 use super::priority::Hurry;
 use super::regions::RegionUse;
+use super::shared_memory::MemoryFiles;
 use super::suspend::Suspended;
 use super::view::View;
 use crate::memory::Memory;
@@ -64,6 +65,7 @@ pub struct Survey {
     view: View,
     pub(super) process: Process,
     pub(super) uses: Vec<RegionUse>,
+    pub(super) files: MemoryFiles,
     /// The loaded modules.
     pub modules: Vec<Module>,
     /// The modules' regions: while they are the same, the modules are.
@@ -96,11 +98,19 @@ impl Target {
         }
         let regions = view.regions()?;
         let uses = view.region_uses()?;
-        let plan = Plan::new(&regions, &uses, &view.pagemap)
-            .map_err(|error| proc_error(self.pid, "pagemap", error))?;
+        let files = MemoryFiles::of_process(self.pid);
+        let plan = Plan::new(&Source {
+            regions: &regions,
+            survey: &uses,
+            pagemap: &view.pagemap,
+            files: &files,
+            folder: &view.folder(),
+        });
+        let (plan, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
         let mut survey = Survey {
             process: view.process(),
             uses,
+            files,
             images: images(&regions),
             modules: snapshot::modules(&view.memory, &regions),
             view,

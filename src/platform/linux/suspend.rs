@@ -57,8 +57,8 @@ pub enum SuspendError {
          before them"
     )]
     TooSlow(u32),
-    /// It is a kernel thread, or it has ended and its parent has not noticed yet.
-    #[error("process {0} has no memory: it is a kernel thread or a zombie")]
+    /// It has no memory at the moment.
+    #[error("process {0} has no memory: it is about to end, or to execute another program")]
     NoMemory(u32),
     /// A signal asked rleaks to end.
     #[error("interrupted")]
@@ -141,9 +141,7 @@ impl Suspended {
         while Path::new(&thread).exists() {
             std::thread::sleep(NAP);
         }
-        ending
-            .stopped_at
-            .map_or(Duration::ZERO, |start| start.elapsed())
+        ending.pause
     }
 }
 

@@ -42,6 +42,9 @@ const LONG_PATIENCE: Duration = Duration::from_millis(500);
 /// From one look at a thread that is stopping to the next.
 const SHORT_NAP: Duration = Duration::from_micros(20);
 const LONG_NAP: Duration = Duration::from_micros(500);
+/// How many threads that have not stopped yet are looked at each time: the others need the processors
+/// to stop.
+const LOOKED_AT: usize = 16;
 /// How often the threads are listed before the first is interrupted: some programs start threads
 /// all the time.
 const MAX_LISTINGS: usize = 3;
@@ -59,8 +62,8 @@ pub(super) struct Standstill {
 pub(super) struct Ending {
     /// Its own thread id: the target goes on once there is no such thread any more.
     pub(super) tid: u32,
-    /// When it began to interrupt the target; `None` if it did not.
-    pub(super) stopped_at: Option<Instant>,
+    /// How long the target stood still, from the first interruption on.
+    pub(super) pause: Duration,
 }
 
 /// A thread of the target that is traced.
@@ -107,7 +110,7 @@ pub(super) fn trace(
     }
     Ending {
         tid: u32::try_from(gettid().as_raw()).unwrap_or(0),
-        stopped_at: tracer.stopped_at,
+        pause: tracer.pause(),
     }
 }
 
@@ -209,7 +212,8 @@ impl Tracer<'_> {
         let mut last_progress = Instant::now();
         let mut nap = SHORT_NAP;
         loop {
-            let waiting = self.poll_all()?;
+            let look = Instant::now();
+            let waiting = self.poll(LOOKED_AT)?;
             if waiting.threads.is_empty() {
                 return Ok(());
             }
@@ -221,16 +225,30 @@ impl Tracer<'_> {
                 nap = SHORT_NAP;
             }
             let waited = last_progress.elapsed();
-            if waited > PATIENCE && waiting.threads.iter().all(|tid| self.is_asleep(*tid)) {
+            if waited > PATIENCE && self.are_asleep(&waiting) {
                 return Ok(());
             }
             if waited > LONG_PATIENCE || self.pause() > self.limit / 2 {
                 let tid = waiting.threads[0];
                 return Err(SuspendError::DoesNotStop(self.pid, tid, self.state(tid)));
             }
-            std::thread::sleep(nap);
+            // The threads that stop need the processors, too.
+            std::thread::sleep(nap.max(look.elapsed()));
             nap = (nap * 2).min(LONG_NAP);
         }
+    }
+
+    /// Says whether all threads that have not stopped sleep where nothing wakes them; `waiting` are
+    /// the first of these.
+    fn are_asleep(&mut self, waiting: &Waiting) -> bool {
+        let is_asleep = |tracer: &Self, waiting: &Waiting| {
+            let mut threads = waiting.threads.iter();
+            threads.all(|tid| tracer.is_asleep(*tid))
+        };
+        is_asleep(self, waiting)
+            && self
+                .poll(usize::MAX)
+                .is_ok_and(|waiting| !waiting.progress && is_asleep(self, &waiting))
     }
 
     fn pause(&self) -> Duration {
@@ -238,8 +256,9 @@ impl Tracer<'_> {
             .map_or(Duration::ZERO, |start| start.elapsed())
     }
 
-    /// Takes notice of the threads that stopped or ended, and says which did neither yet.
-    fn poll_all(&mut self) -> Result<Waiting, SuspendError> {
+    /// Takes notice of the threads that stopped or ended, and says which did neither yet. It looks no
+    /// further once there are `enough` of these.
+    fn poll(&mut self, enough: usize) -> Result<Waiting, SuspendError> {
         let mut waiting = Waiting::default();
         let running: Vec<u32> = self
             .threads
@@ -247,6 +266,9 @@ impl Tracer<'_> {
             .filter_map(|(tid, traced)| (traced.progress != Progress::Stopped).then_some(*tid))
             .collect();
         for tid in running {
+            if waiting.threads.len() >= enough {
+                break;
+            }
             match ptrace::poll(tid) {
                 Ok(Wait::Running) => {
                     waiting.threads.push(tid);
@@ -275,7 +297,7 @@ impl Tracer<'_> {
         let start = Instant::now();
         let is_interrupted = |traced: &Traced| traced.progress == Progress::Interrupted;
         while self.threads.values().any(is_interrupted) && start.elapsed() < PATIENCE {
-            if self.poll_all().is_err() {
+            if self.poll(usize::MAX).is_err() {
                 return;
             }
             std::thread::sleep(SHORT_NAP);
