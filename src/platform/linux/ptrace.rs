@@ -1,6 +1,6 @@
 //! The ptrace requests that rleaks makes: ptrace(2).
 //!
-//! There is none that detaches: the kernel does that when the tracing thread ends.
+//! Threads are seldom detached one by one: the kernel does that when the tracing thread ends.
 #![expect(
     unsafe_code,
     reason = "ptrace, and waitid with real-time signals, have no safe wrapper"
@@ -15,8 +15,8 @@ use nix::libc;
 pub(super) enum Wait {
     /// Nothing yet.
     Running,
-    /// It stopped.
-    Stopped,
+    /// It stopped; with a signal that was on its way to it, or 0.
+    Stopped { signal: i32 },
     /// It ended.
     Ended,
 }
@@ -39,6 +39,12 @@ pub(super) fn is_answered_by_the_kernel() -> bool {
 pub(super) fn interrupt(tid: u32) -> io::Result<()> {
     // SAFETY: the request takes no pointer of ours.
     check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) })
+}
+
+/// Lets the stopped thread `tid` go on, with `signal` if that is not 0.
+pub(super) fn detach(tid: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: the request takes no pointer of ours: `signal` is passed by value.
+    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, tid, 0, libc::c_long::from(signal)) })
 }
 
 /// Asks what became of the traced thread `tid`, without waiting.
@@ -67,8 +73,20 @@ pub(super) fn poll(tid: u32) -> io::Result<Wait> {
             collect(tid);
             Ok(Wait::Ended)
         }
-        _ => Ok(Wait::Stopped),
+        _ => {
+            // SAFETY: after a successful `waitid` the field is the child's status.
+            let status = unsafe { info.si_status() };
+            Ok(Wait::Stopped {
+                signal: signal_of(status),
+            })
+        }
     }
+}
+
+/// A stop by `PTRACE_INTERRUPT` or by job control has an event number above the signal; without
+/// one the thread is about to receive the signal.
+fn signal_of(status: i32) -> i32 {
+    if status >> 8 == 0 { status } else { 0 }
 }
 
 /// Lets the kernel forget a traced thread that has ended: a program that executes another waits for
@@ -124,4 +142,51 @@ fn check(result: libc::c_long) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[test]
+    fn a_stop_by_an_event_has_no_signal() {
+        const STOP_EVENT: i32 = 128;
+        assert_eq!(signal_of(STOP_EVENT << 8 | libc::SIGTRAP), 0);
+        assert_eq!(signal_of(STOP_EVENT << 8 | libc::SIGSTOP), 0);
+        assert_eq!(signal_of(libc::SIGUSR1), libc::SIGUSR1);
+        assert_eq!(signal_of(34), 34);
+    }
+
+    /// A tracer that is killed ends as this thread does.
+    #[test]
+    fn a_signal_is_delivered_after_the_end_of_the_tracer_that_saw_it() {
+        const SCRIPT: &str = "trap 'exit 42' USR1; echo r; i=0; \
+                              while [ $i -lt 1000 ]; do sleep 0.01; i=$((i+1)); done";
+        let mut shell = Command::new("sh")
+            .args(["-c", SCRIPT])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let mut ready = [0];
+        let mut output = shell.stdout.take().expect("a pipe");
+        output.read_exact(&mut ready).expect("it says so");
+        let pid = shell.id();
+        let tracer = std::thread::spawn(move || {
+            seize(pid).expect("a child may be traced");
+            let signalled = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+            kill(signalled, Signal::SIGUSR1).expect("a child may be signalled");
+            let signal = nix::libc::SIGUSR1;
+            while poll(pid).expect("it is traced") != (Wait::Stopped { signal }) {
+                std::thread::yield_now();
+            }
+        });
+        tracer.join().expect("the tracer does not panic");
+        assert_eq!(shell.wait().expect("it ends").code(), Some(42));
+    }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::capture::Stopped;
 use super::capture_error::{CaptureError, explained, proc_error};
+use super::checks::thread_count;
 use super::copy::CopyBuffer;
 use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
@@ -28,6 +29,8 @@ const COPY_SHARE: (u64, u64) = (2, 3);
 /// Bytes that are copied in a second at the least, and that are analysed in a second.
 const SLOW_COPY: u64 = 512 << 20;
 const SLOW_ANALYSIS: u64 = 64 << 20;
+/// How long a thread takes to stop and to go on at the most, where there are many.
+const SLOW_STOP: Duration = Duration::from_micros(200);
 /// What an analysis takes beside that: on a machine with many more runnable threads than processors,
 /// what takes milliseconds takes long.
 const ANALYSIS: Duration = Duration::from_secs(1);
@@ -64,6 +67,7 @@ pub struct Target {
 pub struct Survey {
     view: View,
     pub(super) process: Process,
+    threads: u32,
     pub(super) uses: Vec<RegionUse>,
     pub(super) files: MemoryFiles,
     /// The loaded modules.
@@ -109,6 +113,7 @@ impl Target {
         let (plan, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
         let mut survey = Survey {
             process: view.process(),
+            threads: u32::try_from(thread_count(self.pid)).unwrap_or(u32::MAX),
             uses,
             files,
             images: images(&regions),
@@ -180,7 +185,10 @@ impl Survey {
 
     /// How long the target may stand still before something must be wrong.
     fn limit(&self) -> Duration {
-        let at = |bandwidth| Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth);
+        let at = |bandwidth| {
+            Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth)
+                .saturating_add(SLOW_STOP.saturating_mul(self.threads))
+        };
         let expected = match self.method {
             Method::Copy => at(SLOW_COPY),
             Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),

@@ -13,7 +13,7 @@
 //! - All threads are seized before the first is interrupted: while none stands still, a thread takes
 //!   its own signals, and is traced when it does. The main thread is the last, since most signals to a
 //!   process are meant for it.
-//! - None is detached by itself. When this thread ends, the kernel lets go of all of them at once,
+//! - None is detached by itself, but where a stop is given up. When this thread ends, the kernel lets go of all of them at once,
 //!   while no child of the target can end and no signal be sent for it (`exit_ptrace`, which holds the
 //!   lock of the list of tasks).
 
@@ -31,6 +31,7 @@ use super::procfs;
 use super::ptrace::{self, Wait};
 use super::registers;
 use super::suspend::SuspendError;
+use super::watchdog::postpone;
 use crate::snapshot::Thread;
 use crate::warning::{Bias, Warning};
 
@@ -39,6 +40,8 @@ use crate::warning::{Bias, Warning};
 const PATIENCE: Duration = Duration::from_millis(100);
 /// For a thread that merely is not given a processor. The target is let go then, and stopped again.
 const LONG_PATIENCE: Duration = Duration::from_millis(500);
+/// For one that has not stopped when a stop was given up: it alone waits.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 /// From one look at a thread that is stopping to the next.
 const SHORT_NAP: Duration = Duration::from_micros(20);
 const LONG_NAP: Duration = Duration::from_micros(500);
@@ -78,7 +81,14 @@ struct Traced {
 enum Progress {
     Seized,
     Interrupted,
-    Stopped,
+    /// With a signal that was on its way to the thread; 0 if there was none.
+    Stopped(i32),
+}
+
+impl Progress {
+    fn is_stopped(self) -> bool {
+        matches!(self, Self::Stopped(_))
+    }
 }
 
 /// Stops process `pid`, sends what it found, and waits until `release` is dropped. When the calling
@@ -100,8 +110,8 @@ pub(super) fn trace(
         threads: BTreeMap::new(),
     };
     let result = tracer.stop_all();
-    if matches!(&result, Err(error) if !matches!(error, SuspendError::DoesNotStop(..))) {
-        tracer.settle();
+    if result.is_err() {
+        tracer.give_up();
     }
     let is_stopped = result.is_ok();
     // Where nobody listens any more, the target is let go at once.
@@ -263,7 +273,7 @@ impl Tracer<'_> {
         let running: Vec<u32> = self
             .threads
             .iter()
-            .filter_map(|(tid, traced)| (traced.progress != Progress::Stopped).then_some(*tid))
+            .filter_map(|(tid, traced)| (!traced.progress.is_stopped()).then_some(*tid))
             .collect();
         for tid in running {
             if waiting.threads.len() >= enough {
@@ -274,9 +284,9 @@ impl Tracer<'_> {
                     waiting.threads.push(tid);
                     continue;
                 }
-                Ok(Wait::Stopped) => {
+                Ok(Wait::Stopped { signal }) => {
                     if let Some(traced) = self.threads.get_mut(&tid) {
-                        traced.progress = Progress::Stopped;
+                        traced.progress = Progress::Stopped(signal);
                     }
                     // ESRCH: it was killed at this moment.
                     let _ = registers::restart_system_call(tid);
@@ -291,17 +301,34 @@ impl Tracer<'_> {
         Ok(waiting)
     }
 
-    /// Waits for the threads that were asked to stop, for a moment: the system call of one that is
-    /// let go on its way to the stop would end, and nobody would restart it.
-    fn settle(&mut self) {
+    /// Lets the threads go that have stopped, and waits for the others, each of which goes on when it
+    /// has stopped: the system call of one that is let go on its way to the stop would end, and nobody
+    /// would restart it. The target runs meanwhile.
+    fn give_up(&mut self) {
         let start = Instant::now();
-        let is_interrupted = |traced: &Traced| traced.progress == Progress::Interrupted;
-        while self.threads.values().any(is_interrupted) && start.elapsed() < PATIENCE {
-            if self.poll(usize::MAX).is_err() {
+        postpone(LAST_PATIENCE);
+        loop {
+            // What can be done for the others is done, whatever became of one.
+            let _ = self.poll(usize::MAX);
+            self.detach_stopped();
+            let mut rest = self.threads.values();
+            let is_over = rest.all(|traced| traced.progress == Progress::Seized);
+            if is_over || start.elapsed() > LAST_PATIENCE {
                 return;
             }
-            std::thread::sleep(SHORT_NAP);
+            std::thread::sleep(LONG_NAP);
         }
+    }
+
+    fn detach_stopped(&mut self) {
+        self.threads.retain(|tid, traced| {
+            let Progress::Stopped(signal) = traced.progress else {
+                return true;
+            };
+            // ESRCH: the thread was killed while it stood still.
+            let _ = ptrace::detach(*tid, signal);
+            false
+        });
     }
 
     /// Says whether the thread sleeps in the kernel where no signal and no tracer wakes it: a
@@ -323,7 +350,7 @@ impl Tracer<'_> {
         let main = self.threads.get_key_value(&self.pid);
         let others = self.threads.iter().filter(|(tid, _)| **tid != self.pid);
         for (tid, traced) in main.into_iter().chain(others) {
-            let thread = if traced.progress == Progress::Stopped {
+            let thread = if traced.progress.is_stopped() {
                 registers::read(*tid)
             } else {
                 standstill.warnings.push(asleep(*tid));
