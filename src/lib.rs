@@ -15,6 +15,8 @@ pub mod platform;
 pub mod heap;
 pub mod scan;
 
+pub mod stacklog;
+
 pub mod symbolize;
 
 pub mod report;

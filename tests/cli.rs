@@ -139,6 +139,12 @@ fn wrong_usage_is_exit_status_2() {
         (&["schema", "extra"], "unexpected argument"),
         (&["demo", "extra"], "unexpected argument"),
         (&["heap"], "required"),
+        (&["--at-exit"], "required"),
+        (&["--at-exit", "1"], "cannot be used with"),
+        (&["--at-exit", "--all", "--", "app"], "cannot be used with"),
+        (&["--", "app"], "--at-exit"),
+        (&["record", "app"], "unexpected argument"),
+        (&["record"], "required"),
         (&["completions", "cmd"], "[possible values: bash"),
     ] {
         assert_refused(&rleaks(arguments), reason);
@@ -314,7 +320,16 @@ fn the_readme_names_every_command_and_option() {
             "README.md lacks {option}"
         );
     }
-    for command in ["demo", "doctor", "heap", "schema", "completions", "man"] {
+    for command in [
+        "demo",
+        "doctor",
+        "heap",
+        "record",
+        "preload-path",
+        "schema",
+        "completions",
+        "man",
+    ] {
         let call = format!("rleaks {command}");
         assert!(readme.contains(&call), "README.md lacks {call}");
     }

@@ -1,5 +1,6 @@
 //! What can be typed, and the help that says so.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum, ValueHint};
@@ -12,7 +13,8 @@ const EXIT_STATUS: &str = "\
 Exit status:
   0  no leaks were found; of a command that looks for none: it did its work
   1  leaks were found
-  2  rleaks could not do its work; standard error says why, and what to do about it";
+  2  rleaks could not do its work; standard error says why, and what to do about it
+  With --at-exit it is that of CMD where no leaks were found.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,7 +22,24 @@ Examples:
   rleaks mono-sgen                  scan the process of that name
   rleaks --name app --all --json    scan each process of that name; one JSON document a line
   rleaks 1234 --list --no-content   one line per leak, and nothing of what memory holds
+  rleaks record -- ./app            start a program that remembers who allocated what
+  rleaks --at-exit -- ./app arg     run a program, and scan it when it ends
   rleaks demo                       scan a small leaky program, to see what a report looks like";
+
+const PRELOAD_PATH: &str = "Print where the recorder is, for those who set LD_PRELOAD themselves";
+
+const PRELOAD_SETTINGS: &str = "\
+What is recorded is set by environment variables of the program: RLEAKS_STACK_LOG=lite|full|off, \
+RLEAKS_STACK_LOG_DEPTH=FRAMES, RLEAKS_STACK_LOG_SAMPLE=BYTES, RLEAKS_STACK_LOG_SCRIBBLE=1, \
+RLEAKS_STACK_LOG_LIMIT=MIB, RLEAKS_STACK_LOG_HISTORY=FILE, RLEAKS_STACK_LOG_HISTORY_LIMIT=MIB.";
+
+const USAGE: &str = "\
+rleaks [OPTIONS] <TARGET|--name <NAME>>
+       rleaks [OPTIONS] --at-exit -- <CMD>...
+       rleaks <COMMAND>";
+
+/// What names a process that runs already, instead of a command to run.
+const RUNNING: [&str; 5] = ["target", "name", "newest", "oldest", "all"];
 
 /// Find leaked heap memory in a running process, without restarting or rebuilding it.
 ///
@@ -35,6 +54,7 @@ Examples:
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     max_term_width = 100,
+    override_usage = USAGE,
     after_help = EXIT_STATUS,
     after_long_help = format!("{EXAMPLES}\n\n{EXIT_STATUS}"),
 )]
@@ -59,6 +79,20 @@ pub(crate) enum Command {
     /// List the zones of a process's heap; in JSON, its live blocks too.
     #[command(after_help = "Example:\n  rleaks heap 1234 --json=heap.json")]
     Heap(HeapArgs),
+    /// Start a program that remembers the call stacks of its allocations.
+    ///
+    /// CMD runs as it would have without rleaks, in the same process and with the same exit status. From
+    /// now on `rleaks PID` shows for each leak the stack that allocated it. What CMD starts remembers
+    /// its own. The exit status is 2 if CMD could not be started.
+    #[command(after_help = "Example:\n  rleaks record -- ./app --port 8080")]
+    Record(RecordArgs),
+    #[command(about = PRELOAD_PATH, long_about = format!("{PRELOAD_PATH}.\n\n{PRELOAD_SETTINGS}"))]
+    #[command(after_help = "Example:\n  rleaks preload-path --install /usr/local/lib/rleaks")]
+    PreloadPath {
+        /// Copy the recorder into this directory, for all users and for containers.
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        install: Option<PathBuf>,
+    },
     /// Print the JSON Schema of the report that --json writes.
     #[command(after_help = "Example:\n  rleaks schema > rleaks.schema.json")]
     Schema,
@@ -83,9 +117,73 @@ pub(crate) struct LeaksArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
     #[command(flatten)]
+    pub(crate) at_exit: AtExitArgs,
+    #[command(flatten)]
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Scanning a program when it ends.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "At exit")]
+pub(crate) struct AtExitArgs {
+    /// Run CMD, and scan it when it ends, after its last destructor.
+    ///
+    /// CMD remembers the stacks of its allocations and runs undisturbed until it begins to end. The
+    /// report comes when it has ended. The exit status is 1 if there were leaks, else that of CMD: 128
+    /// and the signal's number if a signal ended it. Where the end of CMD could not be seen, that is
+    /// said, and the exit status is 2.
+    #[arg(long, requires = "command")]
+    #[arg(conflicts_with_all = RUNNING)]
+    pub(crate) at_exit: bool,
+    /// Also scan CMD where a signal ends it, or a system call of its own.
+    ///
+    /// For that, CMD is traced from its start: a debugger cannot have it meanwhile, and a program that
+    /// it becomes gains no privileges from its file unless rleaks runs as root.
+    #[arg(long, requires = "at_exit", conflicts_with_all = RUNNING)]
+    pub(crate) on_signal: bool,
+    /// Also scan each process that CMD starts, when it ends, with a report each.
+    ///
+    /// In JSON, each report is a line. Processes that outlive CMD are not waited for.
+    #[arg(long, requires = "at_exit", conflicts_with_all = RUNNING)]
+    pub(crate) follow_children: bool,
+    /// End with status N, instead of 1, where there are leaks.
+    #[arg(long, value_name = "N", requires = "at_exit", conflicts_with_all = RUNNING)]
+    pub(crate) leak_status: Option<u8>,
+    /// The program to run with --at-exit, and its arguments.
+    #[arg(
+        last = true,
+        value_name = "CMD",
+        requires = "at_exit",
+        group = "WhichArgs"
+    )]
+    #[arg(value_hint = ValueHint::CommandWithArguments, help_heading = None)]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// The record command.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RecordArgs {
+    /// Also record what is freed, in a file; %p in its name stands for the process id.
+    ///
+    /// The default is rleaks-%p.history in this directory.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    #[arg(default_missing_value = "rleaks-%p.history", value_hint = ValueHint::FilePath)]
+    pub(crate) history: Option<PathBuf>,
+    /// Record one allocation in about BYTES allocated bytes, instead of each.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) sample: Option<u64>,
+    /// Keep at most N frames of each stack, the innermost ones.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) depth: Option<u32>,
+    /// Fill memory with 0xAA when it is allocated, and with 0x55 when it is freed.
+    #[arg(long)]
+    pub(crate) scribble: bool,
+    /// The program to run, and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(value_hint = ValueHint::CommandWithArguments)]
+    pub(crate) command: Vec<OsString>,
 }
 
 /// The doctor command.
@@ -367,6 +465,26 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_two_dashes_is_the_command() {
+        let args = parsed("rleaks --at-exit --json -- app --json -x -- y");
+        assert_eq!(
+            args.leaks.at_exit.command,
+            ["app", "--json", "-x", "--", "y"]
+        );
+        assert!(args.leaks.at_exit.at_exit && !args.leaks.at_exit.on_signal);
+        let args = parsed("rleaks record --history --depth 9 -- app --depth 7");
+        let Some(Command::Record(record)) = args.command else {
+            panic!("{args:?}");
+        };
+        assert_eq!(record.command, ["app", "--depth", "7"]);
+        assert_eq!(
+            record.history.as_deref(),
+            Some(Path::new("rleaks-%p.history"))
+        );
+        assert_eq!(record.depth, Some(9));
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for line in [
             "rleaks",
@@ -384,6 +502,21 @@ mod tests {
             "rleaks 1 -q -v",
             "rleaks 1 --snapshot fork",
             "rleaks heap",
+            "rleaks --at-exit",
+            "rleaks --at-exit --",
+            "rleaks --at-exit 1",
+            "rleaks --at-exit --name app",
+            "rleaks --at-exit --all -- app",
+            "rleaks -- app",
+            "rleaks 1 --on-signal",
+            "rleaks 1 --follow-children",
+            "rleaks --at-exit --leak-status 256 -- app",
+            "rleaks 1 --at-exit -- app",
+            "rleaks record",
+            "rleaks record app",
+            "rleaks record --sample 0 -- app",
+            "rleaks record --depth 0 -- app",
+            "rleaks preload-path /lib",
             "rleaks demo 1",
             "rleaks schema --json",
             "rleaks completions",

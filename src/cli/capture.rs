@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crate::addr::Addr;
 use crate::heap::{self, Exporter, Heap, HeapError, embedded_allocator};
-use crate::platform::{CaptureError, Stopped, Survey, SuspendError, Target, interrupt_flag};
+use crate::platform::{
+    CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
+};
 use crate::snapshot::{Method, Snapshot, Thread};
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
@@ -125,10 +127,25 @@ fn attempt(
     })))
 }
 
-/// Stops the target a last time, and takes what is found where a thread that stands inside malloc
-/// explains what is wrong with it.
+/// Stops the target a last time.
 fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured> {
     let stopped = target.stop(&prepared.survey)?;
+    accept(stopped, prepared)
+}
+
+/// Captures a process that stands at its end. There is no second attempt: a thread that was killed
+/// inside malloc stays there.
+pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<Captured> {
+    // The threads that copy exist before memory is copied.
+    rayon::broadcast(|_| ());
+    let target = Target::new(ending.pid);
+    let prepared = prepare(&target, method, None)?;
+    let stopped = ending.stopped(&target, &prepared.survey)?;
+    accept(stopped, prepared)
+}
+
+/// Takes what is found, where a thread that stands inside malloc explains what is wrong with it.
+fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
     let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
     let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
     let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
-use super::capture::capture;
+use super::capture::{Captured, capture};
 use super::error;
 use super::phases::Phases;
 use super::target;
@@ -49,10 +49,14 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
 
 /// Scans the process `pid` and prints its report.
 pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
-    let mut phases = Phases::new(&args.output);
-    let report = scan(pid, args, &mut phases)?;
-    phases.finish();
-    print(&report, args)?;
+    let method = args.scan.snapshot.into();
+    let report = scan(args, || {
+        let captured = capture(&Target::new(pid), method)?;
+        // The target's files are pinned while it lives; its symbols are read later.
+        Ok((captured, TargetFiles::of_process(pid)))
+    })?;
+    let several = args.target.is_all();
+    print(&report, args, several)?;
     Ok(if report.has_leaks() {
         ExitStatus::Leaks
     } else {
@@ -60,15 +64,27 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
     })
 }
 
-fn scan(pid: u32, args: &LeaksArgs, phases: &mut Phases) -> anyhow::Result<Report> {
+/// The report of the target that `capture` captures, with the files that it sees.
+pub(super) fn scan(
+    args: &LeaksArgs,
+    capture: impl FnOnce() -> anyhow::Result<(Captured, TargetFiles)>,
+) -> anyhow::Result<Report> {
+    let mut phases = Phases::new(&args.output);
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
-    let target = Target::new(pid);
-    let captured = capture(&target, args.scan.snapshot.into())?;
-    let mut snapshot = captured.snapshot;
-    // The target's files are pinned while it lives; its symbols are read later.
-    let files = TargetFiles::of_process(pid);
+    let (captured, files) = capture()?;
+    let report = analyse(captured, files, args, &mut phases)?;
+    phases.finish();
+    Ok(report)
+}
 
+fn analyse(
+    captured: Captured,
+    files: TargetFiles,
+    args: &LeaksArgs,
+    phases: &mut Phases,
+) -> anyhow::Result<Report> {
+    let mut snapshot = captured.snapshot;
     phases.begin("extract references");
     let index = BlockIndex::new(&captured.heap.blocks)?;
     let graph = extract(&snapshot, &captured.heap, &index, &args.scan)?;
@@ -187,21 +203,22 @@ fn unreadable(graph: &Graph) -> Option<Warning> {
     })
 }
 
-fn print(report: &Report, args: &LeaksArgs) -> anyhow::Result<()> {
+/// Prints a report; `several` says whether it is one of several.
+pub(super) fn print(report: &Report, args: &LeaksArgs, several: bool) -> anyhow::Result<()> {
     if let Some(path) = json_file(args) {
-        let file = if args.target.is_all() {
+        let file = if several {
             append(path)?
         } else {
             create(path)?
         };
         let mut out = BufWriter::new(file);
-        return write_json(report, args, &mut out)
+        return write_json(report, several, &mut out)
             .and_then(|()| out.flush())
             .with_context(|| format!("cannot write {}", path.display()));
     }
     let mut out = BufWriter::new(anstream::stdout().lock());
     let written = match args.output.json {
-        Some(_) => write_json(report, args, &mut out),
+        Some(_) => write_json(report, several, &mut out),
         None => text::write(report, &options(&args.output), &mut out),
     };
     written
@@ -210,8 +227,8 @@ fn print(report: &Report, args: &LeaksArgs) -> anyhow::Result<()> {
 }
 
 /// Writes one of several reports as a line, and a single one for people to read.
-fn write_json(report: &Report, args: &LeaksArgs, out: &mut dyn Write) -> io::Result<()> {
-    if args.target.is_all() {
+fn write_json(report: &Report, several: bool, out: &mut dyn Write) -> io::Result<()> {
+    if several {
         json::write_line(report, out)
     } else {
         json::write_pretty(report, out)
@@ -219,12 +236,12 @@ fn write_json(report: &Report, args: &LeaksArgs, out: &mut dyn Write) -> io::Res
 }
 
 /// The file that `--json=FILE` names.
-fn json_file(args: &LeaksArgs) -> Option<&Path> {
+pub(super) fn json_file(args: &LeaksArgs) -> Option<&Path> {
     let path = args.output.json.as_deref();
     path.filter(|path| *path != Path::new("-"))
 }
 
-fn create(path: &Path) -> anyhow::Result<File> {
+pub(super) fn create(path: &Path) -> anyhow::Result<File> {
     File::create(path).with_context(|| format!("cannot create {}", path.display()))
 }
 

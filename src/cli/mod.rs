@@ -1,6 +1,7 @@
 //! The command line: what was typed, and one file per command.
 
 mod args;
+mod at_exit;
 mod capture;
 mod demo;
 mod demo_target;
@@ -11,6 +12,8 @@ mod help;
 mod leaks;
 mod panic;
 mod phases;
+mod preload;
+mod record;
 mod schema;
 mod target;
 
@@ -20,7 +23,7 @@ use clap::Parser;
 
 use args::{Args, Command};
 
-use crate::platform::watched;
+use crate::platform::{watched, watched_command};
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +32,8 @@ pub(crate) enum ExitStatus {
     Done,
     /// The command found leaks.
     Leaks,
+    /// A program that the command has run says this; it is neither of the others.
+    Program(u8),
     /// The command could not do its work.
     Failed,
 }
@@ -38,6 +43,7 @@ impl From<ExitStatus> for ExitCode {
         Self::from(match status {
             ExitStatus::Done => 0,
             ExitStatus::Leaks => 1,
+            ExitStatus::Program(status) => status,
             ExitStatus::Failed => 2,
         })
     }
@@ -51,11 +57,13 @@ pub fn main() -> ExitCode {
         Err(usage) => return error::report_usage(&usage).into(),
     };
     args.leaks.output.color.apply();
-    if matches!(args.command, Some(Command::DemoTarget)) {
-        return work(args).into();
-    }
     // Another process watches that no target is stopped for too long.
-    watched(|| work(args).into())
+    match args.command {
+        // This process becomes the program.
+        Some(Command::DemoTarget | Command::Record(_)) => work(args).into(),
+        None if args.leaks.at_exit.at_exit => watched_command(|| work(args).into()),
+        _ => watched(|| work(args).into()),
+    }
 }
 
 fn work(args: Args) -> ExitStatus {
@@ -68,10 +76,13 @@ fn work(args: Args) -> ExitStatus {
 
 fn run(args: Args) -> anyhow::Result<ExitStatus> {
     match args.command {
+        None if args.leaks.at_exit.at_exit => at_exit::at_exit(&args.leaks),
         None => leaks::leaks(&args.leaks),
         Some(Command::Demo) => demo::demo(|pid| leaks::scan_and_print(pid, &args.leaks)),
         Some(Command::Doctor(doctor)) => doctor::doctor(&doctor),
         Some(Command::Heap(heap)) => heap::heap(&heap),
+        Some(Command::Record(record)) => record::record(&record),
+        Some(Command::PreloadPath { install }) => preload::preload_path(install.as_deref()),
         Some(Command::Schema) => schema::schema(),
         Some(Command::Completions { shell }) => help::completions(shell),
         Some(Command::Man) => help::man(),

@@ -62,3 +62,13 @@ pub fn user_name(uid: u32) -> String {
         Ok(None) | Err(_) => uid.to_string(),
     }
 }
+
+/// The name of a signal such as `SIGKILL`; of one without a name, its number.
+#[must_use]
+pub fn signal_name(number: i32) -> String {
+    let signal = nix::sys::signal::Signal::try_from(number);
+    signal.map_or_else(
+        |_| format!("signal {number}"),
+        |signal| signal.as_str().to_owned(),
+    )
+}

@@ -58,6 +58,7 @@ fn target(snapshot: &Snapshot) -> Target {
         name: process.name.clone(),
         executable: process.executable.clone(),
         command_line: process.command_line.clone(),
+        command_status: None,
         // A living process runs on this machine.
         os: std::env::consts::OS.to_owned(),
         arch: match snapshot.width {

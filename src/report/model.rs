@@ -63,6 +63,9 @@ pub struct Target {
     pub executable: String,
     /// The arguments that the process was started with.
     pub command_line: Vec<String>,
+    /// With --at-exit, the exit status that the process ended with, as a shell shows it: 128 and the
+    /// signal's number where a signal ended it.
+    pub command_status: Option<u8>,
     /// The operating system: `linux`, `macos`.
     pub os: String,
     /// The instruction set: `x86_64`, `aarch64`.

@@ -6,6 +6,7 @@
 )]
 
 mod allocators;
+mod at_exit;
 mod containers;
 mod doctor;
 mod generator;
@@ -16,9 +17,11 @@ mod methods;
 mod mono;
 mod obstacles;
 mod programs;
+mod record;
 mod roots;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
 mod syscalls;
+mod terminal;
 mod widths;

@@ -3,6 +3,7 @@
 mod capture;
 mod capture_error;
 mod checks;
+mod command;
 mod copy;
 mod files;
 mod job_control;
@@ -13,6 +14,7 @@ mod obstacles;
 mod pagemap;
 mod plan;
 mod priority;
+mod private_folder;
 mod process_memory;
 mod processes;
 mod procfs;
@@ -21,6 +23,8 @@ mod regions;
 mod registers;
 mod restart;
 mod shared_memory;
+mod shared_page;
+mod signals;
 mod stream;
 mod survey;
 mod suspend;
@@ -33,12 +37,18 @@ pub use capture_error::CaptureError;
 pub use checks::{
     Privileges, copy_speed, kernel_release, page_map, privileges, thread_count, tracer,
 };
+pub use command::{
+    CommandEnd, CommandLine, Disposition, Ending, Follow, FollowEvent, Followed, Limit,
+    ProgramFile, RunError, Waiter, Waiters,
+};
 pub use files::{RegularFile, TargetFiles};
 pub use job_control::interrupt_flag;
 pub use limits::available_memory;
 pub use obstacle_facts::check_proc;
 pub use obstacles::{Obstacle, Remedy};
+pub use private_folder::{FolderError, make_public, private_folder, put_file};
 pub use processes::{is_hidden, process, processes};
+pub use shared_page::SharedPage;
 pub use survey::{Survey, Target, copy_limit};
 pub use suspend::{SuspendError, holds_a_stopped_target};
-pub use watchdog::{visible_pid, watched};
+pub use watchdog::{visible_pid, watched, watched_command};

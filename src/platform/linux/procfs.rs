@@ -8,6 +8,13 @@ use crate::memory::Width;
 use crate::snapshot::{KernelValue, Thread};
 use crate::warning::{Bias, Warning};
 
+/// The ids of all processes.
+pub(super) fn pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.parse().ok()).collect()
+}
+
 /// The thread ids of process `pid`.
 pub(super) fn threads(pid: u32) -> io::Result<Vec<u32>> {
     let mut threads = Vec::new();
@@ -63,6 +70,11 @@ impl Status {
         }
         status
     }
+}
+
+/// The id of thread `tid` in the innermost pid namespace.
+pub(super) fn inner_tid(pid: u32, tid: u32) -> u32 {
+    Status::read(pid, tid).map_or(tid, |status| status.inner_tid)
 }
 
 /// What is known of a thread that sleeps in the kernel and was not stopped: the arguments of its

@@ -21,6 +21,19 @@ pub(super) enum Wait {
     Ended,
 }
 
+/// What a traced thread, or a child of this process, did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// It ended, with this status in the form of `wait`.
+    Ended { status: i32 },
+    /// It stopped: a signal is on its way to it or, where it is not traced, has stopped it.
+    Signal { signal: i32 },
+    /// It stopped at one of `PTRACE_EVENT_…`; `signal` tells a stop by job control from others.
+    Event { event: i32, signal: i32 },
+    /// A child that is not traced goes on.
+    Continued,
+}
+
 /// Becomes the tracer of thread `tid`, which runs on.
 pub(super) fn seize(tid: u32) -> io::Result<()> {
     // SAFETY: the request takes no pointer of ours.
@@ -33,6 +46,64 @@ pub(super) fn is_answered_by_the_kernel() -> bool {
     const NO_THREAD: u32 = i32::MAX.cast_unsigned();
     let answer = seize(NO_THREAD).map_err(|error| error.raw_os_error());
     answer == Err(Some(libc::ESRCH))
+}
+
+/// Becomes the tracer of thread `tid`, which runs on and stops when it ends. So do the threads that
+/// it starts.
+pub(super) fn seize_to_the_end(tid: u32) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACEEXIT | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEEXEC;
+    // SAFETY: the request takes no pointer of ours: the options are passed by value.
+    check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, libc::c_long::from(options)) })
+}
+
+/// Lets the stopped thread `tid` go on and stays its tracer; `signal` is delivered if it is not 0.
+pub(super) fn go_on(tid: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: the request takes no pointer of ours: `signal` is passed by value.
+    check(unsafe { libc::ptrace(libc::PTRACE_CONT, tid, 0, libc::c_long::from(signal)) })
+}
+
+/// Leaves the thread `tid` stopped, as job control wants it, until it is continued.
+pub(super) fn stay_stopped(tid: u32) -> io::Result<()> {
+    // SAFETY: the request takes no pointer of ours.
+    check(unsafe { libc::ptrace(libc::PTRACE_LISTEN, tid, 0, 0) })
+}
+
+/// The value that comes with the event at which thread `tid` stopped: the status with which it
+/// ends, the id of the thread that it started.
+pub(super) fn event_message(tid: u32) -> io::Result<u64> {
+    let mut message: libc::c_ulong = 0;
+    // SAFETY: the kernel writes one word; `message` outlives the call.
+    check(unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, tid, 0, &raw mut message) })?;
+    Ok(message)
+}
+
+/// What one of the traced threads or children of this process did, without waiting.
+pub(super) fn any_change() -> Option<(u32, Change)> {
+    let options = libc::__WALL | libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` outlives the call.
+        let found = unsafe { libc::waitpid(-1, &raw mut status, options) };
+        if found == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            continue;
+        }
+        let tid = u32::try_from(found).ok().filter(|tid| *tid != 0)?;
+        return Some((tid, change(status)));
+    }
+}
+
+fn change(status: i32) -> Change {
+    if libc::WIFCONTINUED(status) {
+        return Change::Continued;
+    }
+    if !libc::WIFSTOPPED(status) {
+        return Change::Ended { status };
+    }
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 => Change::Signal { signal },
+        event => Change::Event { event, signal },
+    }
 }
 
 /// Asks the seized thread `tid` to stop.
@@ -188,5 +259,18 @@ mod tests {
         });
         tracer.join().expect("the tracer does not panic");
         assert_eq!(shell.wait().expect("it ends").code(), Some(42));
+    }
+
+    #[test]
+    fn a_status_is_decoded_also_for_real_time_signals() {
+        let stopped_by = |signal: i32, event: i32| event << 16 | signal << 8 | 0x7f;
+        let exit = stopped_by(libc::SIGTRAP, libc::PTRACE_EVENT_EXIT);
+        let event = libc::PTRACE_EVENT_EXIT;
+        let signal = libc::SIGTRAP;
+        assert_eq!(change(exit), Change::Event { event, signal });
+        let signal = 34;
+        assert_eq!(change(stopped_by(34, 0)), Change::Signal { signal });
+        assert_eq!(change(0xffff), Change::Continued);
+        assert_eq!(change(3 << 8), Change::Ended { status: 3 << 8 });
     }
 }

@@ -122,6 +122,13 @@ fn thread_pointer(tid: u32, general: &General) -> Addr {
     }
 }
 
+/// The size of the pointers of thread `tid`, which is stopped by the calling thread, and the number of
+/// the system call that it is in, or -1.
+pub(super) fn system_call_of(tid: u32) -> io::Result<(Width, u64)> {
+    let general = General::read(tid)?;
+    Ok((general.width, general.call_and_result().0))
+}
+
 /// Makes the kernel restart the system call that thread `tid` was in, if the stop has ended it.
 pub(super) fn restart_system_call(tid: u32) -> io::Result<()> {
     let mut general = General::read(tid)?;

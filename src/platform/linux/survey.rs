@@ -17,6 +17,7 @@ use super::priority::Hurry;
 use super::regions::RegionUse;
 use super::shared_memory::MemoryFiles;
 use super::suspend::Suspended;
+use super::tracer::Standstill;
 use super::view::View;
 use crate::memory::Memory;
 use crate::snapshot::{self, Method, Module, Process, Region};
@@ -37,6 +38,9 @@ const ANALYSIS: Duration = Duration::from_secs(1);
 /// A stop may always last as long as this before it is cut short, and four times as long as it was
 /// expected to.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
+
+/// A target that is at its end may be held for as long as this.
+const SHORTEST_LIMIT_AT_END: Duration = Duration::from_secs(60);
 
 /// The memory that is taken for a copy of `bytes` bytes: the target may grow until it is stopped.
 fn copy_size(bytes: u64) -> u64 {
@@ -142,7 +146,15 @@ impl Target {
         // A stream is no short stop: it must not keep the rest of the system waiting, too.
         let hurry = (survey.method == Method::Copy).then(Hurry::new);
         let stop = Suspended::stop(self.pid, limit, hurry);
-        let (suspended, mut standstill) = stop.map_err(explained)?;
+        self.stopped(stop.map_err(explained)?, deadline)
+    }
+
+    /// What the threads of the stopped target were found to be. A copy must be finished at `deadline`.
+    pub(super) fn stopped(
+        &self,
+        (suspended, mut standstill): (Suspended, Standstill),
+        deadline: Instant,
+    ) -> Result<Stopped, CaptureError> {
         let taken_at = SystemTime::now();
         // Opened anew: the target may have executed another program since the survey.
         let view = View::open(self.pid)?;
@@ -194,6 +206,11 @@ impl Survey {
             Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
         };
         SHORTEST_LIMIT.max(expected.saturating_mul(4))
+    }
+
+    /// The same for a target that is at its end: nobody waits for what it does.
+    pub(super) fn limit_at_end(&self) -> Duration {
+        SHORTEST_LIMIT_AT_END.max(self.limit().saturating_mul(10))
     }
 
     /// Takes memory for a copy; where that is too much, the target will be read while it stands

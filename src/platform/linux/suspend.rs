@@ -1,15 +1,15 @@
 //! A process that stands still, and why one does not.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::job_control::{JobControlHeld, interrupt_flag};
 use super::priority::Hurry;
 use super::procfs;
-use super::tracer::{self, Ending, Standstill};
+use super::tracer::{self, Released, Standstill};
 use super::watchdog::Armed;
 
 /// From one look at a tracing thread that is ending to the next.
@@ -84,11 +84,9 @@ impl SuspendError {
 }
 
 /// A process all of whose threads stand still. Dropping it lets them go on.
-#[derive(Debug)]
 pub(super) struct Suspended {
-    /// Dropping it tells the tracing thread to let go.
-    release: Option<SyncSender<()>>,
-    tracer: Option<JoinHandle<Ending>>,
+    /// Lets the target go on, and says for how long it stood still.
+    let_go: Option<Box<dyn FnOnce() -> Duration>>,
     /// These last until the target runs: fields are dropped after `drop` has run.
     _watchdog: Armed,
     _hurry: Option<Hurry>,
@@ -104,23 +102,39 @@ impl Suspended {
         hurry: Option<Hurry>,
     ) -> Result<(Self, Standstill), SuspendError> {
         let (found, standstill) = sync_channel(1);
-        let (release, released) = sync_channel(0);
+        let (release, released) = sync_channel::<()>(0);
         let interrupted = interrupt_flag();
-        STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
-        let mut suspended = Self {
-            release: Some(release),
-            tracer: None,
-            _hurry: hurry,
-            _job_control: JobControlHeld::new(),
-            _watchdog: Armed::new(limit),
-        };
+        let mut suspended = Self::new(limit, hurry);
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
             .spawn(move || tracer::trace(pid, limit, interrupted, &found, &released));
-        suspended.tracer = Some(tracer.map_err(|error| SuspendError::Other(pid, error))?);
+        let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
+        suspended.let_go = Some(Box::new(move || {
+            drop(release);
+            // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
+            tracer.join().map_or(Duration::ZERO, wait_for_its_end)
+        }));
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),
             Err(_) => unreachable!("the tracing thread sends what it found, or panics"),
+        }
+    }
+
+    /// A process that stands at its end, until `let_go` is called. If that lasts longer than `limit`,
+    /// the watchdog ends rleaks.
+    pub(super) fn at_its_end(let_go: impl FnOnce() -> Duration + 'static, limit: Duration) -> Self {
+        let mut suspended = Self::new(limit, None);
+        suspended.let_go = Some(Box::new(let_go));
+        suspended
+    }
+
+    fn new(limit: Duration, hurry: Option<Hurry>) -> Self {
+        STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
+        Self {
+            let_go: None,
+            _watchdog: Armed::new(limit),
+            _hurry: hurry,
+            _job_control: JobControlHeld::new(),
         }
     }
 
@@ -130,18 +144,8 @@ impl Suspended {
     }
 
     fn let_go(&mut self) -> Duration {
-        self.release = None;
-        // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
-        let ending = self.tracer.take().map(JoinHandle::join);
-        let Some(Ok(ending)) = ending else {
-            return Duration::ZERO;
-        };
-        // The kernel lets go of the target after it has told whoever joins the thread.
-        let thread = format!("/proc/self/task/{}", ending.tid);
-        while Path::new(&thread).exists() {
-            std::thread::sleep(NAP);
-        }
-        ending.pause
+        let let_go = self.let_go.take();
+        let_go.map_or(Duration::ZERO, |let_go| let_go())
     }
 }
 
@@ -150,4 +154,20 @@ impl Drop for Suspended {
         self.let_go();
         STOPPED_TARGETS.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+impl fmt::Debug for Suspended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suspended").finish_non_exhaustive()
+    }
+}
+
+/// Waits until the tracing thread is gone: the kernel lets go of the target after it has told whoever
+/// joins the thread. Returns how long the target stood still.
+fn wait_for_its_end(released: Released) -> Duration {
+    let thread = format!("/proc/self/task/{}", released.tid);
+    while Path::new(&thread).exists() {
+        std::thread::sleep(NAP);
+    }
+    released.pause
 }

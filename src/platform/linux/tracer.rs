@@ -62,7 +62,7 @@ pub(super) struct Standstill {
 
 /// What is left of a tracing thread.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ending {
+pub(super) struct Released {
     /// Its own thread id: the target goes on once there is no such thread any more.
     pub(super) tid: u32,
     /// How long the target stood still, from the first interruption on.
@@ -99,7 +99,7 @@ pub(super) fn trace(
     interrupted: &AtomicBool,
     found: &SyncSender<Result<Standstill, SuspendError>>,
     release: &Receiver<()>,
-) -> Ending {
+) -> Released {
     run_before_others();
     let mut tracer = Tracer {
         pid,
@@ -118,7 +118,7 @@ pub(super) fn trace(
     if found.send(result).is_ok() && is_stopped {
         let _ = release.recv();
     }
-    Ending {
+    Released {
         tid: u32::try_from(gettid().as_raw()).unwrap_or(0),
         pause: tracer.pause(),
     }
@@ -176,7 +176,7 @@ impl Tracer<'_> {
     /// Seizes one thread, which runs on. `false` if it ended meanwhile.
     fn seize(&mut self, tid: u32) -> Result<bool, SuspendError> {
         let inner_tid = if self.is_nested {
-            procfs::Status::read(self.pid, tid).map_or(tid, |status| status.inner_tid)
+            procfs::inner_tid(self.pid, tid)
         } else {
             tid
         };
@@ -384,7 +384,7 @@ fn has_ended(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ESRCH) || error.kind() == io::ErrorKind::NotFound
 }
 
-fn asleep(tid: u32) -> Warning {
+pub(super) fn asleep(tid: u32) -> Warning {
     Warning::new(
         "thread_asleep",
         format!(

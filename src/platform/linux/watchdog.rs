@@ -3,10 +3,7 @@
 //! rleaks runs as two processes: one does the work, the other waits for it and ends it where it
 //! keeps a target stopped for too long, whatever the reason. The kernel then lets the target go on.
 //! They share one word of memory, the time by which the current stop must be over.
-#![expect(
-    unsafe_code,
-    reason = "fork, and waiting for signals with a time limit"
-)]
+#![expect(unsafe_code, reason = "fork, and memory that two processes share")]
 
 use std::io::Write;
 use std::num::NonZeroUsize;
@@ -15,13 +12,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork, getppid};
+
+use super::command::keep_statuses_of_children;
+use super::signals::next_signal;
 
 /// How often the watching process looks at the clock.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -52,10 +51,49 @@ impl Shared {
 /// Must be called before any thread is started. Where there can be no second process, `work` runs
 /// in this one, unwatched.
 pub fn watched(work: impl FnOnce() -> ExitCode) -> ExitCode {
+    watched_as(Work::Scan, work)
+}
+
+/// The same for work that starts a command: signals are passed on for it, and job control stops rleaks
+/// when the command has stopped, not before.
+pub fn watched_command(work: impl FnOnce() -> ExitCode) -> ExitCode {
+    watched_as(Work::Command, work)
+}
+
+/// What is being watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Scan,
+    Command,
+}
+
+impl Work {
+    /// The signals that the watching process answers itself.
+    fn signals(self) -> SigSet {
+        let scan = [
+            Signal::SIGCHLD,
+            Signal::SIGINT,
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+            Signal::SIGTSTP,
+        ];
+        let command = [
+            Signal::SIGCONT,
+            Signal::SIGQUIT,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+        ];
+        let more = (self == Self::Command).then_some(command);
+        scan.into_iter().chain(more.into_iter().flatten()).collect()
+    }
+}
+
+fn watched_as(kind: Work, work: impl FnOnce() -> ExitCode) -> ExitCode {
     let Ok(shared) = Shared::new() else {
         return work();
     };
-    let signals = handled_signals();
+    keep_statuses_of_children();
+    let signals = kind.signals();
     let mut previous = SigSet::empty();
     // Blocked before the fork, so that no signal falls between it and the first wait.
     if sigprocmask(SigmaskHow::SIG_BLOCK, Some(&signals), Some(&mut previous)).is_err() {
@@ -65,7 +103,7 @@ pub fn watched(work: impl FnOnce() -> ExitCode) -> ExitCode {
     // SAFETY: this process has one thread, so nothing that another thread holds is cut off.
     let forked = unsafe { fork() };
     match forked {
-        Ok(ForkResult::Parent { child }) => watch(child, &signals, shared),
+        Ok(ForkResult::Parent { child }) => watch(child, kind, shared),
         Ok(ForkResult::Child) => {
             die_with(own_pid);
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&previous), None);
@@ -118,19 +156,6 @@ fn set_deadline(deadline: u64) {
     }
 }
 
-/// The signals that the watching process answers itself.
-fn handled_signals() -> SigSet {
-    [
-        Signal::SIGCHLD,
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGTSTP,
-    ]
-    .into_iter()
-    .collect()
-}
-
 /// When the watching process ends, however that is, this one ends too.
 fn die_with(parent: Pid) {
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
@@ -140,7 +165,8 @@ fn die_with(parent: Pid) {
     }
 }
 
-fn watch(worker: Pid, signals: &SigSet, shared: Shared) -> ExitCode {
+fn watch(worker: Pid, kind: Work, shared: Shared) -> ExitCode {
+    let signals = kind.signals();
     let mut is_suspending = false;
     loop {
         match waitpid(worker, Some(WaitPidFlag::WNOHANG)) {
@@ -156,9 +182,9 @@ fn watch(worker: Pid, signals: &SigSet, shared: Shared) -> ExitCode {
             is_suspending = false;
             let _ = raise(Signal::SIGSTOP);
         }
-        match next_signal(signals) {
+        match next_signal(&signals, PERIOD) {
             // The terminal has sent it to the worker as well.
-            Some((Signal::SIGTSTP, from_terminal)) => {
+            Some((Signal::SIGTSTP, from_terminal)) if kind == Work::Scan => {
                 is_suspending = true;
                 forward(worker, Signal::SIGTSTP, from_terminal);
             }
@@ -172,23 +198,6 @@ fn forward(worker: Pid, signal: Signal, from_terminal: bool) {
     if !from_terminal {
         let _ = kill(worker, signal);
     }
-}
-
-/// Waits for a signal, for [`PERIOD`] at most; says whether the kernel sent it, as it does for a
-/// terminal's keys.
-fn next_signal(signals: &SigSet) -> Option<(Signal, bool)> {
-    let timeout = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: i64::from(PERIOD.subsec_nanos()),
-    };
-    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
-    // SAFETY: the three pointers are to values that outlive the call.
-    let signal =
-        unsafe { libc::sigtimedwait(signals.as_ref(), info.as_mut_ptr(), &raw const timeout) };
-    let signal = Signal::try_from(signal).ok()?;
-    // SAFETY: the call succeeded, so the kernel filled it; it was zeroed before.
-    let info = unsafe { info.assume_init() };
-    Some((signal, info.si_code == libc::SI_KERNEL))
 }
 
 /// Ends the worker, which frees its target, and says so.
