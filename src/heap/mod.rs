@@ -13,7 +13,7 @@ pub mod glibc;
 
 pub use block::{Block, Heap, Zone};
 pub use embedded::embedded_allocator;
-pub use exports::{Exporter, exporters, is_inside_malloc};
+pub use exports::{Exporter, exporters, is_inside_malloc, waits_for_a_lock};
 
 use glibc::Problem;
 
