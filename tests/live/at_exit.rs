@@ -1,7 +1,8 @@
 //! `rleaks --at-exit`: programs of all kinds end as they would, and their leaks are those of their end.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -13,8 +14,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    Build, Program, addresses, compile, compile_as, number_from_environment, parse_address,
-    rleaks_command, text,
+    Build, Program, Shared, addresses, compile, compile_as, number_from_environment, parse_address,
+    rleaks_command, text, unprivileged,
 };
 
 /// What came of a command that rleaks ran.
@@ -266,6 +267,39 @@ fn python_that_a_signal_ends_is_seen_on_signal() {
     }
 }
 
+/// All threads are there with their registers, however many there are and whatever they do.
+#[test]
+fn threads_of_all_kinds_come_to_stand_at_the_end() {
+    let program = compile("ends_threads.c").display().to_string();
+    for (count, work, way) in [
+        ("1000", "sleep", "return"),
+        ("20", "spin", "return"),
+        ("4", "allocate", "return"),
+        ("4", "allocate", "thread"),
+        ("4", "start", "return"),
+        ("4", "start", "thread"),
+        ("4", "start", "execute"),
+    ] {
+        for options in [&[][..], &["--on-signal"]] {
+            let run = Run::new(options, &[&program, count, work, way]);
+            let report = run.report();
+            let of = format!("{count} {work} {way} {options:?}: {report}");
+            assert_eq!(report["target"]["command_status"], 3, "{of}");
+            let threads = report["capture"]["threads"].as_u64().unwrap();
+            let least = count.parse::<u64>().unwrap() + 1;
+            if work == "start" {
+                assert!(threads >= least, "{of}");
+            } else {
+                assert_eq!(threads, least + u64::from(way == "thread"), "{of}");
+            }
+            assert!(
+                !report["warnings"].to_string().contains("thread_asleep"),
+                "{of}"
+            );
+        }
+    }
+}
+
 #[test]
 fn leak_status_is_the_status_where_there_are_leaks() {
     let run = Run::new(&["--leak-status=42"], &[&ends(), "exit", "7"]);
@@ -325,11 +359,7 @@ fn command_that_is_not_there_is_an_error() {
     }
     // It is a script for no interpreter.
     fs::write(&no_program, "#!/no/such/interpreter\n").unwrap();
-    fs::set_permissions(
-        &no_program,
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    fs::set_permissions(&no_program, Permissions::from_mode(0o755)).unwrap();
     let run = Run::new(&[], &[no_program.to_str().unwrap()]);
     assert_eq!(run.status(), Some(2));
     assert!(run.said().contains("rleaks: cannot run "), "{}", run.said());
@@ -441,6 +471,63 @@ fn command_and_rleaks_are_stopped_and_continued_together() {
         program.tell("");
         let (status, _) = program.finish();
         assert_eq!(status.code(), Some(3));
+    }
+}
+
+/// Neither the recorder nor a tracer may come between a program and what its file gives it.
+#[test]
+fn program_with_privileges_of_its_own_keeps_them() {
+    let (shared, rleaks) = Shared::with_rleaks();
+    let id = shared.add(Path::new("/usr/bin/id"), "id");
+    fs::set_permissions(&id, Permissions::from_mode(0o4755)).unwrap();
+    for options in [
+        &["record"][..],
+        &["--at-exit"],
+        &["--at-exit", "--on-signal"],
+    ] {
+        let mut command = unprivileged(&rleaks);
+        command.args(options).arg("--").arg(&id).arg("-u");
+        command
+            .env("TMPDIR", shared.path())
+            .env_remove("XDG_RUNTIME_DIR");
+        shared.open_to_all();
+        let output = command.output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(text(&output.stdout), "0\n", "{options:?}: {said}");
+        assert!(said.contains("(set-user-ID)"), "{said}");
+        let is_record = options == ["record"];
+        assert_eq!(
+            output.status.code(),
+            Some(if is_record { 0 } else { 2 }),
+            "{said}"
+        );
+        assert_eq!(said.contains("ran unobserved"), !is_record, "{said}");
+    }
+}
+
+#[test]
+fn other_users_can_run_and_scan_programs_of_their_own() {
+    let (shared, rleaks) = Shared::with_rleaks();
+    shared.open_to_all();
+    let program = shared.add(&compile("ends.c"), "ends");
+    for options in [&[][..], &["--on-signal"]] {
+        let mut command = unprivileged(&rleaks);
+        command
+            .env("TMPDIR", shared.path())
+            .env_remove("XDG_RUNTIME_DIR");
+        let command = command
+            .arg("--at-exit")
+            .args(options)
+            .args(["--list", "--"])
+            .arg(&program);
+        let output = command.args(["exit", "0"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        for at in said(&output, "leak").keys() {
+            assert!(
+                text(&output.stdout).contains(&format!("Leak: {at:#x} ")),
+                "{output:?}"
+            );
+        }
     }
 }
 
