@@ -10,7 +10,7 @@ use crate::format::{
 /// The most frames of a stack that can be kept.
 pub(crate) const DEPTH_MAX: usize = 512;
 const DEPTH_DEFAULT: usize = 256;
-const HISTORY_DEFAULT: u64 = 256 << 20;
+const HISTORY_DEFAULT: u64 = 64 << 20;
 
 /// What the environment asks for.
 #[derive(Debug)]

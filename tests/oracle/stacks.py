@@ -72,8 +72,8 @@ def unwound():
         if frame.type() not in (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME):
             addresses.append(frame.pc())
         frame = frame.older()
-    # gdb goes on where the ABI ends a stack with an address of zero.
-    return addresses[:-1] if addresses[-1:] == [0] else addresses
+    # Where a stack ends without saying so, as at the start of the dynamic loader, gdb goes on with what lies there.
+    return list(itertools.takewhile(lambda address: address >= 0x10000, addresses))
 
 
 def difference(block, expected, found):
@@ -122,7 +122,7 @@ def compare():
         gdb.execute("finish", to_string=True)
         for breakpoint in breakpoints:
             breakpoint.enabled = True
-        block = int(gdb.parse_and_eval("(unsigned long)$rax"))
+        block = int(gdb.newest_frame().read_register("rax")) & (1 << 64) - 1
         found = recorded(base + int(header, 16), block)
         compared, frames = compared + 1, frames + len(expected)
         if found != expected:
