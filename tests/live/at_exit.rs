@@ -362,7 +362,29 @@ fn command_that_is_not_there_is_an_error() {
     fs::set_permissions(&no_program, Permissions::from_mode(0o755)).unwrap();
     let run = Run::new(&[], &[no_program.to_str().unwrap()]);
     assert_eq!(run.status(), Some(2));
-    assert!(run.said().contains("rleaks: cannot run "), "{}", run.said());
+    assert!(
+        run.said().contains("there is no /no/such/interpreter, "),
+        "{}",
+        run.said()
+    );
+    // What only the kernel finds out is told as well.
+    let mut program = fs::read(ends()).unwrap();
+    let loader = b"/ld-linux-x86-64.so.2\0";
+    let at = program
+        .windows(loader.len())
+        .position(|w| w == loader)
+        .unwrap();
+    program[at + loader.len() - 2] = b'9';
+    fs::write(&no_program, program).unwrap();
+    for options in [&[][..], &["--on-signal"]] {
+        let run = Run::new(options, &[no_program.to_str().unwrap()]);
+        assert_eq!(run.status(), Some(2), "{}", run.said());
+        assert!(
+            run.said().starts_with("rleaks: cannot run /"),
+            "{}",
+            run.said()
+        );
+    }
 }
 
 #[test]

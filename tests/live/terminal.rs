@@ -182,7 +182,9 @@ fn shell_with_job_control_of_its_own_works_in_it() {
     thread::sleep(Duration::from_millis(500));
     terminal.press("\x1a");
     terminal.expect("Stopped");
-    terminal.press("kill -9 %1; wait; exit 5\n");
+    terminal.press("kill -9 %1; sleep 0.2\n");
+    terminal.expect("Killed");
+    terminal.press("exit 5\n");
     terminal.expect("total leaked bytes.");
     let (text, status) = terminal.finish();
     assert_eq!(status, Some(5), "{text}");

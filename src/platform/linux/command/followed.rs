@@ -13,7 +13,7 @@ use super::spawn::CommandLine;
 use crate::platform::linux::capture::Stopped;
 use crate::platform::linux::capture_error::CaptureError;
 use crate::platform::linux::survey::{Survey, Target};
-use crate::platform::linux::suspend::{SuspendError, Suspended};
+use crate::platform::linux::suspend::Suspended;
 use crate::platform::linux::tracer::Standstill;
 use crate::platform::linux::watchdog::Armed;
 
@@ -67,7 +67,7 @@ pub enum FollowEvent {
     /// A process stands at its end.
     Ending(Ending),
     /// A process cannot be followed, and runs on.
-    Refused(u32, SuspendError),
+    Refused(u32, CaptureError),
     /// The command has ended; there are no more events.
     Ended(CommandEnd),
 }
