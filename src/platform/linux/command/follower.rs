@@ -227,28 +227,12 @@ impl Follower {
                 let _ = ptrace::go_on(tid, signal);
             }
             Change::Continued => {}
-            Change::Event { event, signal } => match event {
-                libc::PTRACE_EVENT_EXIT => traced.at_end(tid),
-                libc::PTRACE_EVENT_STOP if is_stop(signal) => {
-                    let _ = ptrace::stay_stopped(tid);
-                    if tid == self.command.pid {
-                        traced.is_stopped = true;
-                        tell_shell(Signal::SIGSTOP);
-                    }
+            Change::Event { event, signal } => {
+                let told = at_event(traced, tid, event, signal);
+                if let Some(told) = told.filter(|_| tid == self.command.pid) {
+                    tell_shell(told);
                 }
-                _ => {
-                    if event == libc::PTRACE_EVENT_EXEC {
-                        traced.executed();
-                    }
-                    if event == libc::PTRACE_EVENT_CLONE {
-                        add_new(traced, tid);
-                    }
-                    let _ = ptrace::go_on(tid, 0);
-                    if tid == self.command.pid && std::mem::take(&mut traced.is_stopped) {
-                        tell_shell(Signal::SIGCONT);
-                    }
-                }
-            },
+            }
         }
     }
 
@@ -327,6 +311,29 @@ impl Follower {
         let is_held = self.processes.get(&pid).is_some_and(|p| p.is_stopped);
         is_held || status.is_ok_and(|status| status.state == 'T')
     }
+}
+
+/// Thread `tid` has stopped at an event. Gives the signal by which job control has stopped or continued the
+/// process, where it is the main thread and that is what the event was.
+fn at_event(traced: &mut Traced, tid: u32, event: i32, signal: i32) -> Option<Signal> {
+    let is_main = tid == traced.pid;
+    match event {
+        libc::PTRACE_EVENT_EXIT => {
+            traced.at_end(tid);
+            return None;
+        }
+        libc::PTRACE_EVENT_STOP if is_stop(signal) => {
+            let _ = ptrace::stay_stopped(tid);
+            traced.is_stopped |= is_main;
+            return is_main.then_some(Signal::SIGSTOP);
+        }
+        libc::PTRACE_EVENT_EXEC => traced.executed(),
+        libc::PTRACE_EVENT_CLONE => add_new(traced, tid),
+        _ => {}
+    }
+    let _ = ptrace::go_on(tid, 0);
+    let was_stopped = is_main && std::mem::take(&mut traced.is_stopped);
+    was_stopped.then_some(Signal::SIGCONT)
 }
 
 /// Thread `tid` has started another one, which is traced, too.
