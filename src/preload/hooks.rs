@@ -197,7 +197,7 @@ pub(crate) extern "C" fn delete_called(block: usize, stack_pointer: usize, frame
 }
 
 #[inline]
-fn allocated(log: &Log, block: usize, size: usize, caller: Caller) {
+fn allocated(log: &'static Log, block: usize, size: usize, caller: Caller) {
     if block == 0 || log.settings.mode == MODE_OFF {
         return;
     }
@@ -211,7 +211,13 @@ fn allocated(log: &Log, block: usize, size: usize, caller: Caller) {
 }
 
 #[inline]
-fn record(log: &Log, local: &'static thread::Local, block: usize, size: usize, caller: Caller) {
+fn record(
+    log: &'static Log,
+    local: &'static thread::Local,
+    block: usize,
+    size: usize,
+    caller: Caller,
+) {
     thread::register(log, local);
     let Some(mut busy) = local.begin() else {
         log.header.dropped_nested.fetch_add(1, Relaxed);
@@ -252,7 +258,7 @@ fn record(log: &Log, local: &'static thread::Local, block: usize, size: usize, c
 
 /// Records that a block will be freed.
 #[inline]
-fn freed(log: &Log, block: usize, caller: Caller) -> Option<Removed> {
+fn freed(log: &'static Log, block: usize, caller: Caller) -> Option<Removed> {
     if log.settings.mode == MODE_OFF {
         return None;
     }
@@ -269,7 +275,7 @@ fn freed(log: &Log, block: usize, caller: Caller) -> Option<Removed> {
 }
 
 #[cold]
-fn write_freed(log: &Log, local: &'static thread::Local, block: usize, caller: Caller) {
+fn write_freed(log: &'static Log, local: &'static thread::Local, block: usize, caller: Caller) {
     thread::register(log, local);
     let (Some(history), Some(mut busy)) = (&log.history, local.begin()) else {
         return;

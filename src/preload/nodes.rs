@@ -28,18 +28,21 @@ pub(crate) const HEAD_BITS: u32 = 20;
 /// The number of sets of whole stacks that are found without a look at their frames. They should
 /// stay near the processor.
 pub(crate) const STACK_SETS: usize = 1 << STACK_SET_BITS;
-const STACK_SET_BITS: u32 = 13;
+const STACK_SET_BITS: u32 = 14;
 
 /// An odd number whose bits look random.
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What a frame, number `index` from the outermost, adds to the hash of its stack.
+/// The hash of a stack: of that of its outer frames, and its innermost frame, number `index` from
+/// the outermost.
 ///
-/// The hash is a sum of numbers that do not depend on each other: the processor computes several at
-/// a time, and a frame can be replaced.
+/// It is a sum of numbers that do not depend on each other: the processor computes several at a
+/// time.
 #[inline]
-pub(crate) fn term(index: usize, code: Code) -> u64 {
-    mix(code.0 ^ (index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03))
+pub(crate) fn hash(outer: u64, index: usize, code: Code) -> u64 {
+    outer.wrapping_add(mix(
+        code.0 ^ (index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03)
+    ))
 }
 
 /// The hash of no frames: of the outer end of a stack that is complete, or of one that is cut.
@@ -54,7 +57,7 @@ fn mix(number: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// The node of the stack `frames`, outermost first, whose terms add up to `hash`. [`NODE_NONE`] where there is no memory for it.
+/// The node of the stack `frames`, outermost first, whose hash is `hash`. [`NODE_NONE`] where there is no memory for it.
 #[inline]
 pub(crate) fn intern(log: &Log, hash: u64, frames: &[Frame], is_cut: bool) -> u32 {
     let set = &log.stack_cache[(hash >> (64 - STACK_SET_BITS)) as usize];

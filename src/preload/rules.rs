@@ -60,30 +60,42 @@ pub(crate) const SLOTS: usize = 1 << SLOT_BITS;
 const SLOT_BITS: u32 = 15;
 const GENERATION_SHIFT: u32 = 48;
 
-/// The rule for `code` in this generation of images.
-#[inline]
-pub(crate) fn rule(log: &Log, code: Code, generation: u16) -> Packed {
-    let key = code.place() | u64::from(generation) << GENERATION_SHIFT;
-    let first = slot(key);
-    let kept = log.rules[first].get();
-    if kept.0 ^ kept.1 == key {
-        return Packed(kept.1);
-    }
-    other_slot_or_compile(log, code, generation, key)
+/// The rules for one generation of images.
+#[derive(Clone, Copy)]
+pub(crate) struct Rules {
+    log: &'static Log,
+    generation: u16,
 }
 
-#[cold]
-fn other_slot_or_compile(log: &Log, code: Code, generation: u16, key: u64) -> Packed {
-    let kept = log.rules[slot(key) ^ 1].get();
-    if kept.0 ^ kept.1 == key {
-        return Packed(kept.1);
+impl Rules {
+    #[inline]
+    pub(crate) fn new(log: &'static Log, generation: u16) -> Self {
+        Self { log, generation }
     }
-    let rule = compile(log, code);
-    let packed = rule.pack();
-    if images::generation() == generation {
-        keep(log, key, packed);
+
+    /// The rule for `code`.
+    #[inline]
+    pub(crate) fn get(self, code: Code) -> Packed {
+        let key = code.place() | u64::from(self.generation) << GENERATION_SHIFT;
+        let kept = self.log.rules[slot(key)].get();
+        if kept.0 ^ kept.1 == key {
+            return Packed(kept.1);
+        }
+        self.other_slot_or_compile(code, key)
     }
-    packed
+
+    #[cold]
+    fn other_slot_or_compile(self, code: Code, key: u64) -> Packed {
+        let kept = self.log.rules[slot(key) ^ 1].get();
+        if kept.0 ^ kept.1 == key {
+            return Packed(kept.1);
+        }
+        let packed = compile(self.log, code).pack();
+        if images::generation() == self.generation {
+            keep(self.log, key, packed);
+        }
+        packed
+    }
 }
 
 #[inline]

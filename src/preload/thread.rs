@@ -30,22 +30,29 @@ pub(crate) struct Local {
     pub(crate) random: Cell<u64>,
 }
 
-/// A frame of the stack of the last allocation, with what it was found by.
+/// A frame of the stack of the last allocation, with the words that it was found by.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Frame {
     /// Where the frame's address lies.
     pub(crate) slot: usize,
-    /// The address of its code, with its image.
-    pub(crate) code: Code,
-    /// The frame pointer, when that code runs on.
+    /// That word.
+    pub(crate) address: usize,
+    /// Where the frame pointer was saved, or the same slot where the frame inside of this one left
+    /// it alone.
+    pub(crate) saved_at: usize,
+    /// That word.
+    pub(crate) saved: usize,
+    /// The frame pointer, when the code at the address runs on.
     pub(crate) frame_pointer: usize,
-    /// Where the frame pointer was saved, or 0 where the frame inside of this one left it alone.
-    pub(crate) frame_pointer_slot: usize,
-    /// Where the address after [`Self::slot`] was saved, if that is how it was found; else 0.
-    pub(crate) anchor: usize,
+    /// The address, with its image.
+    pub(crate) code: Code,
+    /// Of this frame and all outside of it; see [`crate::nodes::hash`].
+    pub(crate) hash: u64,
     pub(crate) use_of_pointer: UseOfPointer,
-    /// What it adds to the stack's hash; see [`crate::nodes::term`].
-    pub(crate) term: u64,
+    /// The frames outside of this one are found by its frame pointer. Else that one is saved again
+    /// before it is used.
+    pub(crate) needs_frame_pointer: bool,
 }
 
 /// What a thread is lent while it lives. Threads that come later get it next. It is never unmapped.
@@ -68,8 +75,6 @@ pub(crate) struct Thread {
     pub(crate) generation: u16,
     /// The number of frames of the last stack; 0 where it is of no use for the next one.
     pub(crate) len: usize,
-    /// The hash of its frames.
-    pub(crate) hash: u64,
     /// The part of the stack that was read before.
     pub(crate) readable: Readable,
     pub(crate) supply: Supply,

@@ -9,7 +9,7 @@
 use crate::code::Code;
 use crate::log::Log;
 use crate::readable::Readable;
-use crate::rules::{Cfa, Packed, Step, rule};
+use crate::rules::{Cfa, Packed, Rules, Step};
 use crate::thread::{Frame, Thread};
 use crate::{images, nodes};
 
@@ -19,18 +19,17 @@ const WORD: usize = size_of::<usize>();
 /// where its return address lies, and with `frame_pointer`.
 #[inline]
 pub(crate) fn stack(
-    log: &Log,
+    log: &'static Log,
     thread: &mut Thread,
     stack_pointer: usize,
     frame_pointer: usize,
 ) -> u32 {
     images::refresh(log);
     thread.begin(stack_pointer);
-    let unchanged = thread.unchanged();
     let mut walk = Walk {
-        log,
-        unchanged: unchanged.count,
-        needs_frame_pointer: unchanged.needs_frame_pointer,
+        rules: Rules::new(log, thread.generation),
+        depth: log.settings.depth,
+        unchanged: thread.unchanged(),
         remembered: thread.len,
         fresh: 0,
         is_interrupted: false,
@@ -38,8 +37,8 @@ pub(crate) fn stack(
     };
     let end = walk.run(stack_pointer, frame_pointer);
     let is_interrupted = walk.is_interrupted;
-    let is_cut = walk.settle(end);
-    let node = nodes::intern(log, thread.hash, &thread.frames[..thread.len], is_cut);
+    let (hash, is_cut) = walk.settle(end);
+    let node = nodes::intern(log, hash, &thread.frames[..thread.len], is_cut);
     if is_cut || is_interrupted {
         thread.len = 0;
     }
@@ -58,32 +57,74 @@ impl Thread {
         }
     }
 
-    /// The outer frames of the last stack that memory still says.
+    /// The number of outer frames of the last stack that memory still says.
     #[inline]
-    fn unchanged(&self) -> Unchanged {
-        let mut unchanged = Unchanged {
-            count: 0,
-            needs_frame_pointer: false,
-        };
-        for frame in &self.frames[..self.len] {
-            if !frame.is_unchanged() {
-                break;
-            }
-            unchanged.count += 1;
-            unchanged.needs_frame_pointer = frame
-                .use_of_pointer
-                .is_needed(unchanged.needs_frame_pointer);
-        }
-        unchanged
+    fn unchanged(&self) -> usize {
+        let frames = &self.frames[..self.len];
+        let changed = frames.iter().position(|frame| frame.differs());
+        changed.unwrap_or(frames.len())
     }
 }
 
-/// The outer frames of the last stack that memory still says.
-struct Unchanged {
-    count: usize,
-    /// The innermost one of them leads to the next only with the same frame pointer. Else that one
-    /// is saved again before it is used.
-    needs_frame_pointer: bool,
+impl Frame {
+    /// Says whether one of the words that the frame was found by is another one now.
+    #[inline]
+    fn differs(&self) -> bool {
+        let address = remembered_word(self.slot) ^ self.address;
+        let saved = remembered_word(self.saved_at) ^ self.saved;
+        address | saved != 0
+    }
+
+    /// The frame whose return address is at `slot`, reached with this frame pointer.
+    #[inline]
+    fn called(slot: usize, address: usize, frame_pointer: FramePointer) -> Self {
+        let mut frame = Self {
+            slot,
+            address,
+            code: Code::after_call(address),
+            ..Self::default()
+        };
+        frame.reach(frame_pointer);
+        frame
+    }
+
+    /// Takes note of the frame pointer with which the frame was reached.
+    #[inline]
+    fn reach(&mut self, frame_pointer: FramePointer) {
+        self.frame_pointer = frame_pointer.value;
+        (self.saved_at, self.saved) = match frame_pointer.from {
+            Source::Register => (self.slot, self.address),
+            Source::Saved(at) => (at, frame_pointer.value),
+            // A word that is never what it should be.
+            Source::Several => (self.slot, !self.address),
+        };
+    }
+}
+
+/// A frame pointer, and what it was found by.
+#[derive(Clone, Copy)]
+struct FramePointer {
+    value: usize,
+    from: Source,
+}
+
+/// What a frame pointer was found by.
+#[derive(Clone, Copy)]
+enum Source {
+    /// The frame inside has the same.
+    Register,
+    /// The word at this address.
+    Saved(usize),
+    /// More than the words that a [`Frame`] has: it is always found anew.
+    Several,
+}
+
+/// The word at `at`, which is a slot of a frame of the last stack: of a stack that was known to be
+/// readable, and is the one of this allocation, whose stack pointer is in the same pages.
+#[inline]
+fn remembered_word(at: usize) -> usize {
+    // SAFETY: [`Thread::begin`] has seen that. Pages of a stack that is in use stay.
+    unsafe { (at as *const usize).read_unaligned() }
 }
 
 /// What a frame does with the frame pointer on the way to its caller.
@@ -114,42 +155,15 @@ impl UseOfPointer {
             Self::Needed
         }
     }
-
-    /// Whether the frame pointer is needed, if the frames outside need it as `outside` says.
-    #[inline]
-    fn is_needed(self, outside: bool) -> bool {
-        let number = self as u8;
-        number & (outside as u8) != 0 || number >= Self::Needed as u8
-    }
-}
-
-impl Frame {
-    /// Says whether the words that the frame was read from are what they were.
-    #[inline]
-    fn is_unchanged(&self) -> bool {
-        remembered_word(self.slot) == self.code.address()
-            && (self.frame_pointer_slot == 0
-                || remembered_word(self.frame_pointer_slot) == self.frame_pointer)
-            && (self.anchor == 0 || remembered_word(self.anchor) == self.slot + WORD)
-    }
-}
-
-/// The word at `at`, which is a slot of a frame of the last stack: of a stack that was known to be
-/// readable, and is the one of this allocation, whose stack pointer is in the same pages.
-#[inline]
-fn remembered_word(at: usize) -> usize {
-    // SAFETY: [`Thread::begin`] has seen that. Pages of a stack that is in use stay.
-    unsafe { (at as *const usize).read_unaligned() }
 }
 
 /// A walk from the innermost frame outwards.
 struct Walk<'a> {
-    log: &'a Log,
+    rules: Rules,
+    depth: usize,
     thread: &'a mut Thread,
     /// The number of outer frames of the last stack that memory still says.
     unchanged: usize,
-    /// See [`Unchanged`]. Further outside it may be the other way round.
-    needs_frame_pointer: bool,
     /// The frames of the last stack below this index are outside of the present position.
     remembered: usize,
     /// The number of frames that were found inside of those, so far.
@@ -161,12 +175,21 @@ struct Walk<'a> {
 /// How a walk ended.
 #[derive(Clone, Copy)]
 enum End {
-    /// The remembered frames are the outer ones of this stack.
-    InPlace,
+    /// The remembered frames are the outer ones of this stack, and below this index those of the
+    /// last one.
+    InPlace(usize),
     /// At the start of the thread, with all frames found elsewhere.
     Complete,
     /// Elsewhere.
     Cut,
+}
+
+/// How far frames could be found in place.
+enum InPlace {
+    /// To the start of the thread. Below this index they are unchanged.
+    Ended(usize),
+    /// The frame at this index leads to another one than it did.
+    LeftAt(usize, Packed),
 }
 
 /// A frame whose caller is to be found, and the stack pointer when its code runs on.
@@ -188,14 +211,18 @@ impl Walk<'_> {
     #[inline]
     fn run(&mut self, stack_pointer: usize, frame_pointer: usize) -> End {
         let readable = &mut self.thread.readable;
-        let Some(mut at) = Position::called(readable, stack_pointer, frame_pointer, 0) else {
+        let pointer = FramePointer {
+            value: frame_pointer,
+            from: Source::Register,
+        };
+        let Some(mut at) = Position::called(readable, stack_pointer, pointer) else {
             return End::Cut;
         };
         loop {
             let rule = if self.is_in_place(&at.frame) {
                 match self.find_in_place(&at.frame) {
-                    None => return End::InPlace,
-                    Some((index, rule)) => {
+                    InPlace::Ended(unchanged) => return End::InPlace(unchanged),
+                    InPlace::LeftAt(index, rule) => {
                         if !self.take_out(index) {
                             return End::Cut;
                         }
@@ -204,7 +231,7 @@ impl Walk<'_> {
                     }
                 }
             } else {
-                rule(self.log, at.frame.code, self.thread.generation)
+                self.rules.get(at.frame.code)
             };
             if rule.step() == Step::Lost {
                 return End::Cut;
@@ -225,7 +252,7 @@ impl Walk<'_> {
     /// Adds a frame, if there is room.
     #[inline]
     fn push(&mut self, frame: Frame) -> bool {
-        let has_room = self.fresh < self.log.settings.depth;
+        let has_room = self.fresh < self.depth;
         if let (true, Some(place)) = (has_room, self.thread.fresh.get_mut(self.fresh)) {
             *place = frame;
             self.fresh += 1;
@@ -241,7 +268,6 @@ impl Walk<'_> {
             if known.slot >= frame.slot {
                 return known.slot == frame.slot && !frame.code.is_exact();
             }
-            self.thread.hash = self.thread.hash.wrapping_sub(known.term);
             self.remembered -= 1;
         }
         false
@@ -252,41 +278,34 @@ impl Walk<'_> {
     /// Most functions have a frame of one size: whoever called them now, the next frame is where it
     /// was. Its place is known before the rule says so, and the processor looks up the rules of
     /// several frames at the same time.
-    ///
-    /// It gives the index of a frame that leads to another one than it did, with its rule; `None`
-    /// when it came to unchanged frames or to the start of the thread.
     #[inline]
-    fn find_in_place(&mut self, innermost: &Frame) -> Option<(usize, Packed)> {
-        let generation = self.thread.generation;
+    fn find_in_place(&mut self, innermost: &Frame) -> InPlace {
+        let rules = self.rules;
+        let unchanged = self.unchanged;
         let mut frame_pointer = innermost.frame_pointer;
-        let mut frame_pointer_slot = innermost.frame_pointer_slot;
-        let mut left_at = None;
-        let mut hash = self.thread.hash;
         let mut rest = &mut self.thread.frames[..self.remembered];
-        // Only the first one can have been found by a word that a function keeps for itself.
-        if let Some(first) = rest.last_mut() {
-            first.anchor = innermost.anchor;
+        if let Some(frame) = rest.last_mut() {
+            (frame.saved_at, frame.saved) = (innermost.saved_at, innermost.saved);
         }
         while let Some((frame, outside)) = rest.split_last_mut() {
-            frame.frame_pointer_slot = frame_pointer_slot;
-            if outside.len() < self.unchanged
-                && (frame.frame_pointer == frame_pointer
-                    || !self.needs_frame_pointer && outside.len() + 1 == self.unchanged)
-            {
-                break;
+            let is_joined = outside.len() < unchanged
+                && (frame.frame_pointer == frame_pointer || !frame.needs_frame_pointer);
+            frame.frame_pointer = frame_pointer;
+            if is_joined {
+                return InPlace::Ended(outside.len());
             }
             let slot = frame.slot;
-            let code = Code::after_call(remembered_word(slot));
-            let rule = rule(self.log, code, generation);
+            frame.address = remembered_word(slot);
+            let code = Code::after_call(frame.address);
+            let rule = rules.get(code);
             frame.code = code.with_image(rule.image());
-            frame.frame_pointer = frame_pointer;
             frame.use_of_pointer = UseOfPointer::of(rule);
-            let term = nodes::term(outside.len(), frame.code);
-            hash = hash.wrapping_sub(frame.term).wrapping_add(term);
-            frame.term = term;
             let Some(outer) = outside.last_mut() else {
-                left_at = (!rule.is_end()).then_some((0, rule));
-                break;
+                return if rule.is_end() {
+                    InPlace::Ended(0)
+                } else {
+                    InPlace::LeftAt(0, rule)
+                };
             };
             let stack_pointer = slot + WORD;
             let base = if rule.is_from_frame_pointer() {
@@ -297,32 +316,28 @@ impl Walk<'_> {
             let cfa = base.wrapping_add_signed(rule.cfa());
             let outer_slot = crate::arch::opaque(outer.slot);
             if !rule.is_plain() || cfa.wrapping_sub(WORD) != outer_slot {
-                left_at = Some((outside.len(), rule));
-                break;
+                return InPlace::LeftAt(outside.len(), rule);
             }
-            frame_pointer_slot = 0;
             if let Some(offset) = rule.frame_pointer() {
-                frame_pointer_slot = cfa.wrapping_add_signed(offset);
-                if frame_pointer_slot.wrapping_sub(stack_pointer) >= outer_slot - stack_pointer {
-                    left_at = Some((outside.len(), rule));
-                    break;
+                let saved_at = cfa.wrapping_add_signed(offset);
+                if saved_at.wrapping_sub(stack_pointer) >= outer_slot - stack_pointer {
+                    return InPlace::LeftAt(outside.len(), rule);
                 }
-                frame_pointer = remembered_word(frame_pointer_slot);
+                frame_pointer = remembered_word(saved_at);
+                (outer.saved_at, outer.saved) = (saved_at, frame_pointer);
+            } else {
+                (outer.saved_at, outer.saved) = (outer_slot, remembered_word(outer_slot));
             }
-            outer.anchor = 0;
             rest = outside;
         }
-        self.thread.hash = hash;
-        left_at
+        InPlace::Ended(0)
     }
 
     /// Takes the remembered frames inside of `outermost` as found elsewhere.
     #[inline]
     fn take_out(&mut self, outermost: usize) -> bool {
-        for index in (outermost..self.remembered).rev() {
-            let frame = self.thread.frames[index];
-            self.thread.hash = self.thread.hash.wrapping_sub(frame.term);
-            if index > outermost && !self.push(frame) {
+        for index in (outermost + 1..self.remembered).rev() {
+            if !self.push(self.thread.frames[index]) {
                 return false;
             }
         }
@@ -345,7 +360,7 @@ impl Walk<'_> {
         match found {
             None => Next::Lost,
             // The ABI lets a program mark its first frame with a return address of zero.
-            Some(caller) if caller.frame.code.address() == 0 => Next::End,
+            Some(caller) if caller.frame.address == 0 => Next::End,
             Some(caller) => Next::Frame(caller),
         }
     }
@@ -381,66 +396,67 @@ impl Walk<'_> {
         })
     }
 
-    /// Puts the frames that were found behind those that are in place, and says whether the stack
-    /// is cut.
+    /// Puts the frames that were found behind those that are in place, and gives the stack's hash
+    /// and whether it is cut.
     #[inline]
-    fn settle(self, end: End) -> bool {
+    fn settle(self, end: End) -> (u64, bool) {
         let thread = self.thread;
-        let in_place = match end {
-            End::InPlace => self.remembered,
-            End::Complete | End::Cut => 0,
+        let (in_place, unchanged) = match end {
+            End::InPlace(unchanged) => (self.remembered, unchanged),
+            End::Complete | End::Cut => (0, 0),
         };
-        let is_cut = matches!(end, End::Cut) || in_place + self.fresh > self.log.settings.depth;
-        if in_place == 0 {
-            thread.hash = nodes::hash_of_end(is_cut);
-        }
         let found = thread.fresh[..self.fresh].iter().rev();
-        for (index, (place, frame)) in
-            (in_place..).zip(thread.frames[in_place..].iter_mut().zip(found))
-        {
-            let term = nodes::term(index, frame.code);
-            thread.hash = thread.hash.wrapping_add(term);
-            *place = Frame { term, ..*frame };
+        for (place, frame) in thread.frames[in_place..].iter_mut().zip(found) {
+            *place = *frame;
         }
         thread.len = in_place + self.fresh;
-        if is_cut {
-            thread.keep_innermost(self.log.settings.depth);
+        if matches!(end, End::Cut) || thread.len > self.depth {
+            return (thread.keep_innermost(self.depth), true);
         }
-        is_cut
+        (thread.finish(unchanged, nodes::hash_of_end(false)), false)
     }
 }
 
 impl Thread {
-    /// Drops the outermost frames, if there are more than `depth`.
+    /// Completes the frames from `first` on, from what is true of the one outside of each, and gives
+    /// the hash of all. `end` is that of no frames.
+    #[inline]
+    fn finish(&mut self, first: usize, end: u64) -> u64 {
+        let (outer, changed) = self.frames[..self.len].split_at_mut(first);
+        let (mut hash, mut needs_frame_pointer) = match outer.last() {
+            Some(frame) => (frame.hash, frame.needs_frame_pointer),
+            None => (end, false),
+        };
+        for (index, frame) in (first..).zip(changed) {
+            hash = nodes::hash(hash, index, frame.code);
+            frame.hash = hash;
+            needs_frame_pointer = match frame.use_of_pointer {
+                UseOfPointer::Needed => true,
+                UseOfPointer::PassedOn => needs_frame_pointer,
+                UseOfPointer::Replaced => false,
+            };
+            frame.needs_frame_pointer = needs_frame_pointer;
+        }
+        hash
+    }
+
+    /// Drops the outermost frames, if there are more than `depth`, and gives the hash of what is
+    /// left, a stack that is cut.
     #[cold]
-    fn keep_innermost(&mut self, depth: usize) {
+    fn keep_innermost(&mut self, depth: usize) -> u64 {
         let excess = self.len.saturating_sub(depth);
         self.frames.copy_within(excess..self.len, 0);
         self.len -= excess;
-        self.hash = nodes::hash_of_end(true);
-        for (index, frame) in self.frames[..self.len].iter().enumerate() {
-            self.hash = self.hash.wrapping_add(nodes::term(index, frame.code));
-        }
+        self.finish(0, nodes::hash_of_end(true))
     }
 }
 
 impl Position {
-    /// The frame whose return address is at `slot`.
+    /// The frame whose return address is at `slot`, reached with this frame pointer.
     #[inline]
-    fn called(
-        readable: &mut Readable,
-        slot: usize,
-        frame_pointer: usize,
-        frame_pointer_slot: usize,
-    ) -> Option<Self> {
-        let code = Code::after_call(readable.word(slot)?);
-        Some(Self::of(Frame {
-            slot,
-            code,
-            frame_pointer,
-            frame_pointer_slot,
-            ..Frame::default()
-        }))
+    fn called(readable: &mut Readable, slot: usize, frame_pointer: FramePointer) -> Option<Self> {
+        let address = readable.word(slot)?;
+        Some(Self::of(Frame::called(slot, address, frame_pointer)))
     }
 
     /// A frame whose code runs on after a call: the call has left the stack pointer above the return
@@ -464,34 +480,34 @@ fn caller(
 ) -> Option<Position> {
     let frame_pointer = at.frame.frame_pointer;
     let beyond = |base: usize, offset: i32| base.wrapping_add_signed(offset as isize);
-    let mut anchor = 0;
-    let mut saved_from = frame_pointer;
-    let address = match cfa {
-        Cfa::Stack(offset) => beyond(at.stack_pointer, offset),
-        Cfa::Frame(offset) => beyond(frame_pointer, offset),
-        Cfa::Saved(offset) => {
-            anchor = beyond(frame_pointer, offset);
-            readable.word(anchor)?
-        }
+    let (address, saved_from) = match cfa {
+        Cfa::Stack(offset) => (beyond(at.stack_pointer, offset), None),
+        Cfa::Frame(offset) => (beyond(frame_pointer, offset), None),
+        Cfa::Saved(offset) => (
+            readable.word(beyond(frame_pointer, offset))?,
+            Some(frame_pointer),
+        ),
     };
-    if anchor == 0 {
-        saved_from = address;
-    }
     let slot = address.checked_sub(WORD)?;
     // Stacks grow downwards: what is not above would lead in a circle.
     if slot < at.stack_pointer {
         return None;
     }
-    let mut caller = match saved {
-        None => Position::called(readable, slot, frame_pointer, 0)?,
-        Some(offset) => {
-            let saved_at = beyond(saved_from, offset);
-            let frame_pointer = readable.word(saved_at)?;
-            Position::called(readable, slot, frame_pointer, saved_at)?
-        }
+    let mut pointer = FramePointer {
+        value: frame_pointer,
+        from: Source::Register,
     };
-    caller.frame.anchor = anchor;
-    Some(caller)
+    if let Some(offset) = saved {
+        let saved_at = beyond(saved_from.unwrap_or(address), offset);
+        pointer = FramePointer {
+            value: readable.word(saved_at)?,
+            from: Source::Saved(saved_at),
+        };
+    }
+    if saved_from.is_some() {
+        pointer.from = Source::Several;
+    }
+    Position::called(readable, slot, pointer)
 }
 
 /// The caller, if the frame pointer leads to it.
@@ -501,11 +517,9 @@ fn caller_by_frame_pointer(readable: &mut Readable, at: &Position) -> Option<Pos
     if !saved_at.is_multiple_of(WORD) || saved_at < at.stack_pointer {
         return None;
     }
-    let frame_pointer = readable.word(saved_at)?;
-    Position::called(
-        readable,
-        saved_at.checked_add(WORD)?,
-        frame_pointer,
-        saved_at,
-    )
+    let pointer = FramePointer {
+        value: readable.word(saved_at)?,
+        from: Source::Saved(saved_at),
+    };
+    Position::called(readable, saved_at.checked_add(WORD)?, pointer)
 }
