@@ -441,9 +441,9 @@ fn command_that_a_signal_to_rleaks_ends_has_its_status() {
     let mut program = Program::start(at_exit(&["--quiet", "--on-signal"]).args([
         "--leak-status=9",
         "--",
-        "bash",
+        "/usr/bin/python3",
         "-c",
-        "echo ready; exec sleep 99",
+        "import time; print('ready', flush=True); time.sleep(99)",
     ]));
     assert_eq!(program.line(), "ready");
     send(program.id(), Signal::SIGTERM);
