@@ -7,6 +7,8 @@ cd "$(dirname "$0")"
 packages=(
     # Compilers for the fixtures, and what reads the results.
     gcc g++ gcc-multilib g++-multilib libc6-dev libc6-dev-i386 musl-tools mono-mcs binutils xz-utils
+    # What changes debug information: shared by dwz, packed by llvm-dwp.
+    dwz llvm
     # Programs that are scanned while they work.
     bash python3 sqlite3 mono-runtime libmono-corlib4.5-cil
     # Allocators that must be recognised.

@@ -12,10 +12,10 @@ pub mod snapshot;
 
 pub mod platform;
 
+pub mod stacklog;
+
 pub mod heap;
 pub mod scan;
-
-pub mod stacklog;
 
 pub mod symbolize;
 

@@ -328,6 +328,19 @@ pub(crate) struct OutputArgs {
     /// Leave out what the leaked blocks contain.
     #[arg(long)]
     pub(crate) no_content: bool,
+    /// Leave out the call stacks that allocated the leaks.
+    #[arg(long)]
+    pub(crate) no_stacks: bool,
+    /// Leave out files and lines, which take long to find in large debug information.
+    #[arg(long)]
+    pub(crate) no_sources: bool,
+    /// Leave out the leaks that FUNCTION allocated, itself or through functions that it called.
+    ///
+    /// It is the whole name of the function, or what comes before the parameters. What such a leak
+    /// holds is left out only if FUNCTION allocated it, too. Can be given several times. It needs
+    /// the malloc stack log.
+    #[arg(long, value_name = "FUNCTION")]
+    pub(crate) exclude: Vec<String>,
     /// Leave out the header of the report, and show no progress.
     #[arg(short, long, conflicts_with = "verbose")]
     pub(crate) quiet: bool,

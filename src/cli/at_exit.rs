@@ -12,8 +12,8 @@ use super::capture::capture_at_end;
 use super::error::{self, printable};
 use super::{leaks, preload};
 use crate::platform::{
-    CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile,
-    TargetFiles, Waiters, private_folder, privileges, signal_name,
+    CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile, Waiters,
+    private_folder, privileges, signal_name,
 };
 use crate::report::Report;
 use crate::stacklog::{ExitPage, format};
@@ -167,7 +167,7 @@ impl Outcome {
         let (pid, status) = (ending.pid, ending.status);
         let report = leaks::scan(args, || {
             // When it was captured it ends, and its files are out of reach.
-            let files = TargetFiles::of_process(pid);
+            let files = leaks::pinned_files(pid);
             let method = args.scan.snapshot.into();
             Ok((capture_at_end(ending, method)?, files))
         });

@@ -8,6 +8,7 @@ use crate::platform::{
     CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
 };
 use crate::snapshot::{Method, Snapshot};
+use crate::stacklog::StackLog;
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
 const MAX_STOPS: u32 = 20;
@@ -19,6 +20,8 @@ const MAX_LATE_STOPS: u32 = 3;
 pub(super) struct Captured {
     pub(super) snapshot: Snapshot,
     pub(super) heap: Heap,
+    /// The target's malloc stack log, if it has one that can be used.
+    pub(super) log: Option<StackLog>,
     /// With [`Method::Stream`] the target stands still until this is released.
     pub(super) stopped: Option<Stopped>,
 }
@@ -99,15 +102,23 @@ fn attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Attempt> {
         return Ok(Attempt::Again(None));
     }
     let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;
+    let log = stack_log(&mut snapshot, &prepared.exporters);
+    let walk = heap::walk(
+        &snapshot,
+        &prepared.exporters,
+        prepared.embedded,
+        log.as_ref(),
+    )?;
     if !walk.is_clean() {
         return Ok(Attempt::Again(None));
     }
     let interposition = heap::interposition_warning(&prepared.exporters);
+    snapshot.warnings.extend(walk.warnings);
     snapshot.warnings.extend(interposition);
     Ok(Attempt::Captured(Box::new(Captured {
         snapshot,
         heap: walk.heap,
+        log,
         stopped,
     })))
 }
@@ -133,7 +144,13 @@ pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<C
 fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
     let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
     let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let walk = heap::walk(&snapshot, &prepared.exporters, prepared.embedded)?;
+    let log = stack_log(&mut snapshot, &prepared.exporters);
+    let walk = heap::walk(
+        &snapshot,
+        &prepared.exporters,
+        prepared.embedded,
+        log.as_ref(),
+    )?;
     let (heap, warnings) = walk.settle(inside_malloc)?;
     snapshot.warnings.extend(warnings);
     let interposition = heap::interposition_warning(&prepared.exporters);
@@ -141,7 +158,18 @@ fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
     Ok(Captured {
         snapshot,
         heap,
+        log,
         stopped,
+    })
+}
+
+/// The malloc stack log of `snapshot`. A log that cannot be used is a warning.
+fn stack_log(snapshot: &mut Snapshot, exporters: &[Exporter]) -> Option<StackLog> {
+    let header = heap::stack_log(exporters)?;
+    let log = StackLog::find(snapshot, header);
+    log.unwrap_or_else(|error| {
+        snapshot.warnings.push(error.warning());
+        None
     })
 }
 

@@ -13,13 +13,16 @@ use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
 use super::capture::{Captured, capture};
 use super::error;
 use super::phases::Phases;
+use super::stacks;
 use super::target;
+use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
-use crate::report::{Report, json, text};
-use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, RootKind};
+use crate::report::{Logged, Report, json, text};
+use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
 use crate::snapshot::{Method, Snapshot};
+use crate::stacklog::StackLog;
 use crate::symbolize::{Describer, Description, Symbolizer};
 use crate::warning::{Bias, Warning};
 
@@ -52,8 +55,7 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
     let method = args.scan.snapshot.into();
     let report = scan(args, || {
         let captured = capture(&Target::new(pid), method)?;
-        // The target's files are pinned while it lives; its symbols are read later.
-        Ok((captured, TargetFiles::of_process(pid)))
+        Ok((captured, pinned_files(pid)))
     })?;
     let several = args.target.is_all();
     print(&report, args, several)?;
@@ -67,7 +69,7 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
 /// The report of the target that `capture` captures, with the files that it sees.
 pub(super) fn scan(
     args: &LeaksArgs,
-    capture: impl FnOnce() -> anyhow::Result<(Captured, TargetFiles)>,
+    capture: impl FnOnce() -> anyhow::Result<(Captured, [TargetFiles; 2])>,
 ) -> anyhow::Result<Report> {
     let mut phases = if args.at_exit.follow_children {
         Phases::beside_a_program(&args.output)
@@ -82,33 +84,49 @@ pub(super) fn scan(
     Ok(report)
 }
 
+/// The files that process `pid` sees, for its data and for its code. They stay within reach when it has
+/// ended: its symbols are read later.
+pub(super) fn pinned_files(pid: u32) -> [TargetFiles; 2] {
+    [TargetFiles::of_process(pid), TargetFiles::of_process(pid)]
+}
+
 fn analyse(
-    captured: Captured,
-    files: TargetFiles,
+    mut captured: Captured,
+    [data_files, code_files]: [TargetFiles; 2],
     args: &LeaksArgs,
     phases: &mut Phases,
 ) -> anyhow::Result<Report> {
-    let mut snapshot = captured.snapshot;
-    phases.begin("extract references");
-    let index = BlockIndex::new(&captured.heap.blocks)?;
-    let graph = extract(&snapshot, &captured.heap, &index, &args.scan)?;
-    phases.begin("mark");
-    let marks = scan::mark(&graph);
-    let leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
+    let (graph, marks) = reach(&captured, &args.scan, phases)?;
+    let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
+    phases.begin("read the stack log");
+    let allocations = stacks::allocations(&mut captured, &leaks);
+    let excerpt = release(&mut captured, &leaks);
 
-    let excerpt = captured.stopped.map(|stopped| {
-        let excerpt = leak_starts(&snapshot, &captured.heap, &leaks);
-        stopped.release(&mut snapshot);
-        excerpt
-    });
+    phases.begin("name call stacks");
+    let allocations = allocations.unwrap_or_default();
+    let stacks = stacks::named(
+        &allocations,
+        &mut captured.snapshot,
+        code_files,
+        &args.output,
+    );
+    let passes = |leak: &Leak, function: &str| {
+        let allocation = allocations.of_block(leak.block);
+        let stack = allocation.and_then(|allocation| allocation.stack);
+        stack.is_some_and(|stack| stacks.passes(stack, function))
+    };
+    let scanned = (&graph, &marks, &captured.heap);
+    let excluded = stacks::exclude(&mut leaks, &args.output.exclude, passes, scanned);
+
     phases.begin("describe leaks");
+    let Captured { snapshot, heap, .. } = &captured;
     let memory: &dyn Memory = match &excerpt {
         Some(excerpt) => excerpt,
         None => &*snapshot.memory,
     };
-    let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
-    let describer = Describer::new(memory, snapshot.width, &symbolizer, &captured.heap);
-    let descriptions = describe(&describer, &captured.heap, &leaks, &args.output);
+    let symbolizer = Symbolizer::new(&snapshot.modules, memory, data_files);
+    let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
+    let descriptions = describe(&describer, heap, &leaks, &args.output);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
         index.map_or_else(
@@ -116,15 +134,41 @@ fn analyse(
             |index| descriptions[index].clone(),
         )
     };
-    let mut report = Report::new(
-        &snapshot,
-        &captured.heap,
-        &leaks,
-        described,
-        phases.elapsed(),
-    );
+    let logged = captured.log.as_ref().map(|log| Logged {
+        header: &log.header,
+        allocations: &allocations,
+        stacks: (!args.output.no_stacks).then_some(&stacks),
+    });
+    let mut report = Report::new(snapshot, heap, &leaks, described, logged, phases.elapsed());
+    report.summary.suppressed_blocks = excluded.blocks;
+    report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
+    let log = captured.log.as_ref();
+    let unused = stacks::nothing_to_exclude(&args.output, log);
+    report.warnings.extend(unused);
     Ok(report)
+}
+
+/// Finds what the blocks and roots reference, and which blocks the roots reach.
+fn reach(
+    captured: &Captured,
+    args: &ScanArgs,
+    phases: &mut Phases,
+) -> anyhow::Result<(Graph, Marks)> {
+    phases.begin("extract references");
+    let index = BlockIndex::new(&captured.heap.blocks)?;
+    let graph = extract(captured, &index, args)?;
+    phases.begin("mark");
+    let marks = scan::mark(&graph);
+    Ok((graph, marks))
+}
+
+/// Lets a target go on that stands still until now, and keeps what is needed to describe `leaks`.
+fn release(captured: &mut Captured, leaks: &[Leak]) -> Option<Excerpt> {
+    let stopped = captured.stopped.take()?;
+    let excerpt = leak_starts(&captured.snapshot, &captured.heap, leaks);
+    stopped.release(&mut captured.snapshot);
+    Some(excerpt)
 }
 
 /// Sets the number of threads, once: a second target finds it set.
@@ -138,14 +182,16 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
     result.context("cannot start the threads that --threads asks for")
 }
 
-fn extract(
-    snapshot: &Snapshot,
-    heap: &Heap,
-    index: &BlockIndex<'_>,
-    args: &ScanArgs,
-) -> anyhow::Result<Graph> {
+fn extract(captured: &Captured, index: &BlockIndex<'_>, args: &ScanArgs) -> anyhow::Result<Graph> {
     let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
-    let roots = scan::roots(snapshot, heap, &excluded);
+    let Captured { snapshot, heap, .. } = captured;
+    let log = captured.log.as_ref().map(StackLog::own_memory);
+    let roots = scan::roots(
+        snapshot,
+        heap,
+        log.unwrap_or(&RangeSet::default()),
+        &excluded,
+    );
     let alignment = if args.unaligned {
         Alignment::Bytes
     } else {

@@ -15,6 +15,7 @@ mod phases;
 mod preload;
 mod record;
 mod schema;
+mod stacks;
 mod target;
 
 use std::process::ExitCode;

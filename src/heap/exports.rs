@@ -7,6 +7,7 @@ use rustc_hash::FxHashMap;
 use crate::addr::{Addr, AddrRange};
 use crate::memory::{Memory, Width};
 use crate::snapshot::{DynamicSymbol, Module, Thread, dynamic_symbols};
+use crate::stacklog::format::HEADER_SYMBOL;
 
 /// Functions that glibc defines in one file, `malloc/malloc.c`, so that its code lies between
 /// them.
@@ -58,6 +59,23 @@ pub struct Exporter {
     pub glibc_version: Option<String>,
     /// Where the code of its malloc lies, as far as it is known.
     pub code: Option<AddrRange>,
+    /// It is the recorder of the malloc stack log, which passes each call on to the next allocator;
+    /// the header of its log is at this address.
+    pub stack_log: Option<Addr>,
+}
+
+/// The modules of `exporters` that have an allocator of their own: all but the recorder of the stack
+/// log.
+pub fn allocators(exporters: &[Exporter]) -> impl Iterator<Item = &Exporter> {
+    exporters
+        .iter()
+        .filter(|exporter| exporter.stack_log.is_none())
+}
+
+/// The address of the header of the malloc stack log, if a recorder is loaded.
+#[must_use]
+pub fn stack_log(exporters: &[Exporter]) -> Option<Addr> {
+    exporters.iter().find_map(|exporter| exporter.stack_log)
 }
 
 /// The modules that define `malloc`, the one that the program calls first.
@@ -91,6 +109,10 @@ fn exporter(memory: &dyn Memory, module: &Module) -> Option<Exporter> {
             || module.file_name().starts_with("libc_malloc_debug.so"),
         glibc_version: glibc_version(memory, &symbols),
         code: code(&symbols),
+        stack_log: symbols
+            .iter()
+            .find(|symbol| symbol.is_defined && symbol.name == HEADER_SYMBOL)
+            .map(|symbol| symbol.value),
     })
 }
 
@@ -240,11 +262,12 @@ fn first_link(memory: &dyn Memory, modules: &[Module]) -> Option<Addr> {
 /// its stack, lies in the code of malloc.
 ///
 /// A word may be left over from a call that has returned, so `true` is no proof. A thread that
-/// sleeps in a system call that malloc never makes is not inside it.
+/// sleeps in a system call that malloc never makes is not inside it. One in the recorder of the
+/// stack log, before or after it calls malloc, is not: the heap is whole then.
 #[must_use]
 pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Exporter]) -> bool {
     let is_code = |addr: Addr| {
-        let mut code = exporters.iter().filter_map(|exporter| exporter.code);
+        let mut code = allocators(exporters).filter_map(|exporter| exporter.code);
         code.any(|code| code.contains(addr))
     };
     if is_code(thread.instruction_pointer) {
@@ -359,6 +382,7 @@ mod tests {
             is_glibc: true,
             glibc_version: None,
             code: Some(AddrRange::new(Addr(0x1000), Addr(0x2000))),
+            stack_log: None,
         }];
         let mut memory = FakeMemory::zeroed(0x7000, 0x1000);
         memory.set_word(0x7108, 0x1234);

@@ -7,17 +7,22 @@
 )]
 
 mod block;
+mod difference;
 mod embedded;
 mod exports;
 pub mod glibc;
+mod recorded;
+mod stand_in;
 
 pub use block::{Block, Heap, Zone};
 pub use embedded::embedded_allocator;
-pub use exports::{Exporter, exporters, is_inside_malloc};
+pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log};
+pub use recorded::{Examples, Recorded};
 
 use glibc::Problem;
 
 use crate::snapshot::Snapshot;
+use crate::stacklog::StackLog;
 use crate::warning::{Bias, Warning};
 
 /// Problems that an error names one by one; of more, it says how many.
@@ -29,13 +34,26 @@ pub enum HeapError {
     /// Another allocator than glibc's is in charge.
     #[error(
         "{path} allocates with {allocator}, whose heap rleaks cannot read yet: run the program \
-         with glibc's malloc to look for its leaks"
+         with glibc's malloc to look for its leaks, or start it with rleaks record"
     )]
     ForeignAllocator {
         /// The name of the allocator.
         allocator: String,
         /// The module that has it.
         path: String,
+    },
+    /// The same, and the malloc stack log does not know all blocks.
+    #[error(
+        "{path} allocates with {allocator}, whose heap rleaks cannot read yet, and its malloc \
+         stack log cannot stand in: {why}"
+    )]
+    IncompleteLog {
+        /// The name of the allocator.
+        allocator: String,
+        /// The module that has it.
+        path: String,
+        /// Why not.
+        why: String,
     },
     /// There is no allocator that rleaks knows.
     #[error(
@@ -68,10 +86,13 @@ pub struct Walk {
     pub heap: Heap,
     /// Empty if the snapshot was taken while no thread was inside malloc.
     pub problems: Vec<Problem>,
+    /// What it means that a log stands in for a walker.
+    pub warnings: Vec<Warning>,
 }
 
 /// Lists the live blocks of `snapshot`. `embedded` is the allocator that is linked into its
-/// executable, if there is one.
+/// executable, if there is one; `log` is its malloc stack log, which stands in where there is no
+/// walker.
 ///
 /// # Errors
 /// Says so when an allocator is in charge that rleaks cannot read, or when none was found: no
@@ -80,24 +101,25 @@ pub fn walk(
     snapshot: &Snapshot,
     exporters: &[Exporter],
     embedded: Option<&'static str>,
+    log: Option<&StackLog>,
 ) -> Result<Walk, HeapError> {
     let executable = &snapshot.process.executable;
     let foreign = |allocator: &str, path: &str| HeapError::ForeignAllocator {
         allocator: allocator.to_owned(),
         path: path.to_owned(),
     };
-    let in_charge = exporters.first();
-    if let Some((allocator, exporter)) = in_charge.and_then(|e| Some((e.foreign?, e))) {
-        return Err(foreign(allocator, &exporter.path));
-    }
+    let in_charge = allocators(exporters).next();
     if let Some(allocator) = embedded {
         return Err(foreign(allocator, executable));
+    }
+    if let Some((allocator, exporter)) = in_charge.and_then(|e| Some((e.foreign?, e))) {
+        return stand_in::walk(snapshot, log, allocator, &exporter.path);
     }
     let Some(mut found) = glibc::walk(snapshot) else {
         return match in_charge {
             Some(exporter) if exporter.is_glibc && !has_heap(snapshot) => Ok(Walk::default()),
             Some(exporter) if !exporter.is_glibc => {
-                Err(foreign("a malloc of its own", &exporter.path))
+                stand_in::walk(snapshot, log, "a malloc of its own", &exporter.path)
             }
             _ if is_go(snapshot) => Err(foreign("Go's runtime", executable)),
             _ => Err(HeapError::NotFound(executable.clone())),
@@ -114,6 +136,7 @@ pub fn walk(
     Ok(Walk {
         heap: found.heap,
         problems: found.problems,
+        warnings: Vec::new(),
     })
 }
 
@@ -159,14 +182,20 @@ impl Walk {
             );
             Warning::new("heap_in_flux", message, bias)
         });
-        Ok((self.heap, warning.into_iter().collect()))
+        Ok((
+            self.heap,
+            self.warnings.into_iter().chain(warning).collect(),
+        ))
     }
 }
 
 /// Warns where a library that rleaks does not know stands in front of glibc's malloc.
 #[must_use]
 pub fn interposition_warning(exporters: &[Exporter]) -> Option<Warning> {
-    let first = exporters.first().filter(|exporter| !exporter.is_glibc)?;
+    let first = allocators(exporters).next()?;
+    if first.is_glibc || first.foreign.is_some() {
+        return None;
+    }
     Some(Warning::new(
         "malloc_interposed",
         format!(

@@ -4,11 +4,13 @@
 //! systems does in its own way is a module of the same name in `linux/` (later `macos/`), chosen
 //! here and nowhere else.
 
+mod debuginfod;
 mod find;
 #[cfg(target_os = "linux")]
 mod linux;
 mod process;
 
+pub use debuginfod::Debuginfod;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{

@@ -3,10 +3,13 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
+
+use super::call_stacks::CallStacks;
 use super::group::groups;
 use super::model::{
-    Capture, CaptureMethod, HeapTotals, Leak, Report, SCHEMA_VERSION, StackLog, Summary, Target,
-    TargetKind, Zone,
+    Capture, CaptureMethod, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack, StackLog,
+    StackLogMode, Summary, Target, TargetKind, Zone,
 };
 use super::time::rfc3339;
 use crate::addr::Addr;
@@ -14,11 +17,23 @@ use crate::heap::{Block, Heap};
 use crate::memory::Width;
 use crate::scan::{self, LeakKind};
 use crate::snapshot::{self, Method, Snapshot};
+use crate::stacklog::{Allocations, LogHeader, LogMode};
 use crate::symbolize::Description;
+
+/// What a malloc stack log adds to a report.
+#[derive(Clone, Copy, Debug)]
+pub struct Logged<'a> {
+    /// What the log says of itself.
+    pub header: &'a LogHeader,
+    /// What it knows of the leaks, by the index of their block.
+    pub allocations: &'a Allocations,
+    /// Their stacks; `None` where nobody wants to see them.
+    pub stacks: Option<&'a CallStacks>,
+}
 
 impl Report {
     /// Builds the report of `leaks`, which name blocks of `heap`. `describe` is asked once for
-    /// each leak. `total` is how long rleaks has worked.
+    /// each leak; `logged` is what the target recorded. `total` is how long rleaks has worked.
     ///
     /// The warnings are the snapshot's: add to `warnings` what later steps could not do.
     #[must_use]
@@ -27,9 +42,12 @@ impl Report {
         heap: &Heap,
         leaks: &[scan::Leak],
         describe: impl FnMut(&scan::Leak) -> Description,
+        logged: Option<Logged<'_>>,
         total: Duration,
     ) -> Self {
-        let leaks = sorted_leaks(heap, leaks, describe);
+        let mut stacks = Stacks::new(logged);
+        let leaks = sorted_leaks(heap, leaks, describe, &mut stacks);
+        let stack_log = logged.map_or_else(StackLog::default, |logged| stack_log(logged.header));
         Self {
             schema_version: SCHEMA_VERSION,
             rleaks_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -41,10 +59,10 @@ impl Report {
                 bytes: heap.bytes(),
             },
             summary: summary(&leaks),
-            groups: groups(&leaks),
+            groups: groups(&leaks, stack_log.sample_bytes),
             leaks,
-            stacks: Vec::new(),
-            stack_log: StackLog::default(),
+            stacks: stacks.shown,
+            stack_log,
             warnings: snapshot.warnings.clone(),
         }
     }
@@ -107,10 +125,66 @@ fn zones(heap: &Heap) -> Vec<Zone> {
         .collect()
 }
 
+fn stack_log(header: &LogHeader) -> StackLog {
+    StackLog {
+        mode: match header.mode {
+            LogMode::Lite => StackLogMode::Lite,
+            LogMode::Full => StackLogMode::Full,
+        },
+        dropped: header.dropped(),
+        sample_bytes: header.sample_bytes,
+        cut_stacks: header.cut_stacks,
+    }
+}
+
+/// The stacks of the report, numbered as leaks ask for them.
+struct Stacks<'a> {
+    logged: Option<Logged<'a>>,
+    /// The numbers by which the log has them, and those by which the report has them.
+    ids: FxHashMap<u32, u32>,
+    shown: Vec<Stack>,
+}
+
+impl<'a> Stacks<'a> {
+    fn new(logged: Option<Logged<'a>>) -> Self {
+        Self {
+            logged,
+            ids: FxHashMap::default(),
+            shown: Vec::new(),
+        }
+    }
+
+    /// Enters what the log knows of the block `block` into its leak.
+    fn enter(&mut self, leak: &mut Leak, block: u32) {
+        let allocation = self.logged.and_then(|l| l.allocations.of_block(block));
+        if let Some(allocation) = allocation {
+            leak.requested = Some(allocation.requested);
+            leak.thread = Some(allocation.thread);
+            leak.stack = allocation.stack.and_then(|number| self.id(number));
+        }
+    }
+
+    fn id(&mut self, number: u32) -> Option<u32> {
+        if let Some(known) = self.ids.get(&number) {
+            return Some(*known);
+        }
+        let stack = self.logged?.stacks?.get(number)?;
+        let id = u32::try_from(self.shown.len()).ok()?;
+        self.shown.push(Stack {
+            id,
+            frames: stack.frames.clone(),
+            cut: stack.is_cut,
+        });
+        self.ids.insert(number, id);
+        Some(id)
+    }
+}
+
 fn sorted_leaks(
     heap: &Heap,
     leaks: &[scan::Leak],
     mut describe: impl FnMut(&scan::Leak) -> Description,
+    stacks: &mut Stacks<'_>,
 ) -> Vec<Leak> {
     let block = |leak: &scan::Leak| heap.blocks[leak.block as usize];
     let mut order: Vec<&scan::Leak> = leaks.iter().collect();
@@ -120,7 +194,11 @@ fn sorted_leaks(
     });
     order
         .into_iter()
-        .map(|leak| reported(heap, leak, describe(leak)))
+        .map(|leak| {
+            let mut shown = reported(heap, leak, describe(leak));
+            stacks.enter(&mut shown, leak.block);
+            shown
+        })
         .collect()
 }
 
@@ -212,7 +290,7 @@ mod tests {
         let mut snapshot = snapshot();
         snapshot.capture.method = Method::Stream;
         snapshot.capture.pause = Duration::ZERO;
-        let report = Report::new(&snapshot, &heap(&[]), &[], describe, Duration::ZERO);
+        let report = Report::new(&snapshot, &heap(&[]), &[], describe, None, Duration::ZERO);
         assert_eq!(report.capture.pause_seconds, None);
     }
 }

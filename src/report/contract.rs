@@ -30,10 +30,14 @@ const SAMPLE: &str = r#"
 "#;
 
 /// Fields that were added to the sample's.
-const ADDED: [&str; 3] = [
+const ADDED: [&str; 7] = [
     ".leaks.tree_parent",
     ".leaks.content_length",
+    ".groups.estimated_blocks",
+    ".groups.estimated_bytes",
     ".stacks.frames.function_offset",
+    ".stacks.cut",
+    ".stack_log.cut_stacks",
 ];
 
 #[test]

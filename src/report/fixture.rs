@@ -91,7 +91,7 @@ pub(super) fn report(
     describe: impl FnMut(&scan::Leak) -> Description,
 ) -> Report {
     let total = Duration::from_millis(510);
-    let mut report = Report::new(&snapshot(), heap, leaks, describe, total);
+    let mut report = Report::new(&snapshot(), heap, leaks, describe, None, total);
     // The golden outputs are the same for each version and on each machine.
     report.rleaks_version = "0.1.0".to_owned();
     report.target.os = "linux".to_owned();
@@ -185,13 +185,14 @@ pub(super) fn with_stacks() -> Report {
         leak.thread = leak.stack.map(|_| 4242);
         leak.requested = leak.stack.map(|_| leak.size - 3);
     }
-    report.groups = groups(&report.leaks);
+    report.groups = groups(&report.leaks, None);
     report
 }
 
 fn load_stack() -> Stack {
     Stack {
         id: 7,
+        cut: false,
         frames: vec![
             frame(0x7f00_0000_1234, "libc.so.6", "malloc", 20, None),
             Frame {
@@ -223,6 +224,7 @@ fn load_stack() -> Stack {
 fn main_stack() -> Stack {
     Stack {
         id: 9,
+        cut: true,
         frames: vec![
             frame(0x7f00_0000_1234, "libc.so.6", "malloc", 20, None),
             Frame {

@@ -26,16 +26,21 @@ impl<'a> Alike<'a> {
 }
 
 /// Groups the leaks, which are in the report's order: the groups that hold most come first.
-pub(super) fn groups(leaks: &[Leak]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
+/// `sample_bytes` is the mean distance of two samples, where the stacks are those of samples.
+pub(super) fn groups(leaks: &[Leak], sample_bytes: Option<u64>) -> Vec<Group> {
+    let mut found: Vec<(Group, Estimate)> = Vec::new();
     let mut index = FxHashMap::default();
     for leak in leaks {
         let slot = *index.entry(Alike::of(leak)).or_insert_with(|| {
-            groups.push(empty_group_for(leak));
-            groups.len() - 1
+            found.push((empty_group_for(leak), Estimate::default()));
+            found.len() - 1
         });
-        add(&mut groups[slot], leak);
+        let (group, estimate) = &mut found[slot];
+        add(group, leak);
+        estimate.add(leak, sample_bytes);
     }
+    let estimated = |(group, estimate): (Group, Estimate)| estimate.enter(group);
+    let mut groups: Vec<Group> = found.into_iter().map(estimated).collect();
     groups.sort_by_key(|group| {
         let bytes = group.bytes.saturating_add(group.held_bytes);
         (Reverse(bytes), group.leaks.first().copied())
@@ -52,7 +57,42 @@ fn empty_group_for(leak: &Leak) -> Group {
         bytes: 0,
         held_blocks: 0,
         held_bytes: 0,
+        estimated_blocks: None,
+        estimated_bytes: None,
         leaks: Vec::new(),
+    }
+}
+
+/// How many leaks the samples of a group stand for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Estimate {
+    blocks: f64,
+    bytes: f64,
+}
+
+impl Estimate {
+    /// Adds a leak, if it is a sample. A block of `s` bytes is sampled with the probability
+    /// `1 - exp(-s / mean)`, so on average one that is stands for the inverse of that many.
+    fn add(&mut self, leak: &Leak, sample_bytes: Option<u64>) {
+        let (Some(requested), Some(mean), Some(_)) = (leak.requested, sample_bytes, leak.stack)
+        else {
+            return;
+        };
+        let chance = -(-(requested.max(1) as f64) / mean.max(1) as f64).exp_m1();
+        self.blocks += chance.recip();
+        self.bytes += leak.size as f64 * chance.recip();
+    }
+
+    fn enter(self, mut group: Group) -> Group {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "sums of positive numbers, of which the largest is as good as any larger one"
+        )]
+        let rounded = |sum: f64| (sum > 0.0).then(|| sum.round() as u64);
+        group.estimated_blocks = rounded(self.blocks);
+        group.estimated_bytes = rounded(self.bytes);
+        group
     }
 }
 
@@ -91,17 +131,38 @@ mod tests {
         for (leak, name) in leaks.iter_mut().zip(["A", "A", "B", "A"]) {
             leak.type_name = Some(name.to_owned());
         }
-        let types = |leaks| groups(leaks)[0].type_name.clone();
+        let types = |leaks| groups(leaks, None)[0].type_name.clone();
         assert_eq!(types(&leaks[..2]).as_deref(), Some("A"));
         assert_eq!(types(&leaks[..4]), None);
-        assert_eq!(groups(&leaks).len(), 1);
+        assert_eq!(groups(&leaks, None).len(), 1);
+    }
+
+    #[test]
+    fn samples_stand_for_as_many_blocks_as_their_size_says() {
+        let mut leaks = with_stacks().leaks;
+        leaks.retain(|leak| leak.stack == Some(9) && leak.kind == LeakKind::RootLeak);
+        leaks.truncate(2);
+        for (leak, requested) in leaks.iter_mut().zip([24, 1 << 30]) {
+            (leak.requested, leak.size) = (Some(requested), requested);
+        }
+        let group = &groups(&leaks, Some(24 * 1000))[0];
+        // One in 1000.5 blocks of 24 bytes is sampled, and every block of a GiB.
+        assert_eq!(group.estimated_blocks, Some(1002));
+        assert_eq!(group.estimated_bytes, Some((1 << 30) + 24 * 1000 + 12));
+        let group = &groups(&leaks, None)[0];
+        assert_eq!((group.estimated_blocks, group.blocks), (None, 2));
+        for leak in &mut leaks {
+            leak.stack = None;
+        }
+        let groups = groups(&leaks, Some(24 * 1000));
+        assert!(groups.iter().all(|group| group.estimated_blocks.is_none()));
     }
 
     #[test]
     fn without_stacks_a_zone_of_its_own_is_a_group_of_its_own() {
         let mut leaks = leaky().leaks;
-        let before = groups(&leaks).len();
+        let before = groups(&leaks, None).len();
         leaks.last_mut().expect("leaks").zone = 1;
-        assert_eq!(groups(&leaks).len(), before + 1);
+        assert_eq!(groups(&leaks, None).len(), before + 1);
     }
 }

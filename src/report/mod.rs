@@ -4,10 +4,12 @@
 //! report that was read back from JSON prints the same text.
 
 mod build;
+mod call_stacks;
 mod group;
 mod hex;
 pub mod json;
 mod model;
+mod named_code;
 mod schema;
 pub mod text;
 mod time;
@@ -17,10 +19,13 @@ mod contract;
 #[cfg(test)]
 mod fixture;
 
+pub use build::Logged;
+pub use call_stacks::{CallStacks, FrameSource};
 pub use hex::Offset;
 pub use model::{
     Capture, CaptureMethod, Frame, Group, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack,
     StackLog, StackLogMode, Summary, Target, TargetKind, Zone,
 };
+pub use named_code::{CodeImages, NamedCode};
 pub use schema::write_schema;
 pub use time::rfc3339;

@@ -195,7 +195,7 @@ pub struct Leak {
     pub content_length: Option<u64>,
     /// The id of the stack that allocated the block.
     pub stack: Option<u32>,
-    /// The id of the thread that allocated the block.
+    /// The id of the thread that allocated the block, as the target itself knows it.
     pub thread: Option<u32>,
 }
 
@@ -217,17 +217,25 @@ pub struct Group {
     pub held_blocks: u64,
     /// The sum of their `held_bytes`.
     pub held_bytes: u64,
+    /// Where the log has samples only: how many leaks the stack is likely to have allocated, of
+    /// which these are those with a known stack. The estimate is right on average.
+    pub estimated_blocks: Option<u64>,
+    /// The same of their usable sizes.
+    pub estimated_bytes: Option<u64>,
     /// Their addresses, in the order of the report's leaks.
     pub leaks: Vec<Addr>,
 }
 
 /// A call stack that allocated leaks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stack {
     /// The number by which leaks and groups name the stack.
     pub id: u32,
     /// The frames, from the innermost (the allocator) to the outermost.
     pub frames: Vec<Frame>,
+    /// Whether frames outside of the last one are missing.
+    #[serde(default)]
+    pub cut: bool,
 }
 
 /// One function call of a stack. What is not known is null.
@@ -260,6 +268,9 @@ pub struct StackLog {
     pub dropped: u64,
     /// The mean distance in allocated bytes between two samples, if the log samples.
     pub sample_bytes: Option<u64>,
+    /// The number of stacks, of whatever blocks, whose outer frames were not found.
+    #[serde(default)]
+    pub cut_stacks: u64,
 }
 
 /// Which allocations a stack log has.

@@ -62,6 +62,13 @@ impl Marks {
         self.blocks
     }
 
+    /// Takes `blocks` out of what leaks, without what they reference.
+    pub fn exclude(&self, blocks: impl Iterator<Item = u32>) {
+        blocks.for_each(|block| {
+            self.mark(block);
+        });
+    }
+
     /// The blocks that no root reaches, in words of 64 from block 0 on.
     pub(super) fn unreached(&self) -> impl Iterator<Item = u64> {
         self.bits.iter().map(|bits| !bits.load(Relaxed))

@@ -15,13 +15,15 @@ pub(super) struct Claim {
     pub(super) name: String,
 }
 
-/// The roots of `snapshot`, without those of the classes in `excluded`. What `heap` owns is none.
+/// The roots of `snapshot`, without those of the classes in `excluded`. What `heap` owns is none,
+/// nor is the memory of a stack log, `log`: it has the addresses of all blocks, alive or dead.
 #[must_use]
-pub fn roots(snapshot: &Snapshot, heap: &Heap, excluded: &[RootKind]) -> Vec<Root> {
+pub fn roots(snapshot: &Snapshot, heap: &Heap, log: &RangeSet, excluded: &[RootKind]) -> Vec<Root> {
     let mut claims = threads::claims(snapshot);
     claims.extend(globals(snapshot));
     claims.extend(other(snapshot));
-    let mut roots = memory_roots(claims, &heap.owned);
+    let no_roots = heap.owned.ranges().iter().chain(log.ranges());
+    let mut roots = memory_roots(claims, &no_roots.copied().collect());
     let threads = snapshot.threads.iter();
     roots.extend(threads.map(|thread| registers(thread, snapshot.width)));
     roots.extend(snapshot.kernel_values.iter().map(|value| Root {
@@ -104,9 +106,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::heap::glibc;
     use crate::heap::glibc::testing::{Built, contents, mutations, releases};
+    use crate::heap::{Block, glibc};
+    use crate::scan::{Alignment, BlockIndex, Graph, leaks, mark};
     use crate::snapshot::{Module, Segment};
+    use crate::stacklog::StackLog;
+    use crate::stacklog::testing::{HEADER, LogWriter};
 
     fn claim(start: u64, end: u64, kind: Option<RootKind>) -> Claim {
         Claim {
@@ -166,7 +171,7 @@ mod tests {
         ) {
             let found = glibc::walk(&snapshot).unwrap_or_default();
             let mut ranges = Vec::new();
-            for root in roots(&snapshot, &found.heap, &[]) {
+            for root in roots(&snapshot, &found.heap, &RangeSet::default(), &[]) {
                 if let RootSource::Memory(range) = root.source {
                     prop_assert_eq!(found.heap.owned.within(range).next(), None);
                     ranges.push(range);
@@ -204,5 +209,35 @@ mod tests {
                 (RootKind::Other, 0x700, 0x800),
             ]
         );
+    }
+
+    #[test]
+    fn stale_address_in_the_memory_of_a_stack_log_hides_no_leak() {
+        const BLOCK: Block = Block {
+            start: Addr(0x5555_0000_1010),
+            size: 24,
+        };
+        let mut writer = LogWriter::new();
+        let stale = writer.map(4096);
+        writer.memory.set_word(stale + 8, BLOCK.start.0);
+        let snapshot = writer.snapshot();
+        let log = StackLog::find(&snapshot, Addr(HEADER)).expect("a good log");
+        let log = log.expect("a log");
+        let heap = Heap {
+            blocks: vec![BLOCK],
+            owned: [BLOCK.range()].into_iter().collect(),
+            ..Heap::default()
+        };
+        let leaked = |no_roots: &RangeSet| {
+            let roots = roots(&snapshot, &heap, no_roots, &[]);
+            let index = BlockIndex::new(&heap.blocks).expect("one block");
+            let (memory, words) = (&*snapshot.memory, Alignment::Words);
+            let graph = Graph::extract(memory, snapshot.width, &index, &roots, words, &|| false);
+            let graph = graph.expect("nobody interrupts");
+            leaks(&graph, &mark(&graph), &heap.blocks).len()
+        };
+        assert_eq!(leaked(log.own_memory()), 1);
+        // It is a root like any other where nobody says what it is.
+        assert_eq!(leaked(&RangeSet::default()), 0);
     }
 }

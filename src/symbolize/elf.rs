@@ -3,22 +3,23 @@
 //! A file may be hostile. Nothing here trusts a size: sections must lie in the file, and what
 //! they decompress to is limited.
 
-use std::io::Read;
-
-use flate2::read::ZlibDecoder;
 use goblin::container::{Container, Ctx, Endian};
 use goblin::elf::Elf;
-use goblin::elf::compression_header::{CompressionHeader, ELFCOMPRESS_ZLIB};
 use goblin::elf::header::{ELFCLASS32, ELFCLASS64, ELFDATA2LSB, Header};
 use goblin::elf::note::NT_GNU_BUILD_ID;
 use goblin::elf::section_header::{
-    SHF_COMPRESSED, SHN_ABS, SHN_UNDEF, SHN_XINDEX, SHT_NOBITS, SHT_NOTE, SectionHeader,
+    SHF_ALLOC, SHF_COMPRESSED, SHF_EXECINSTR, SHN_ABS, SHN_UNDEF, SHN_XINDEX, SHT_NOBITS, SHT_NOTE,
+    SHT_SYMTAB, SectionHeader,
 };
-use goblin::elf::sym::{STB_LOCAL, STT_OBJECT, Sym};
+use goblin::elf::sym::{STB_LOCAL, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, STT_OBJECT, Sym};
 use liblzma::read::XzDecoder;
 use liblzma::stream::{CONCATENATED, Stream};
 
+use super::compression::{
+    ANNOUNCEMENT, announced_size, decompressed, gnu_decompressed, read_limited,
+};
 use super::table::TableBuilder;
+use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::platform::RegularFile;
 
 /// A larger section is not read: a sparse file can claim any size.
@@ -65,6 +66,15 @@ impl Bytes for Vec<u8> {
     }
 }
 
+/// A file that another one shares its debug information with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SupplementLink {
+    /// Its path, absolute or from the directory of the other one.
+    pub(super) name: String,
+    /// Its build id or checksum.
+    pub(super) id: Vec<u8>,
+}
+
 /// A little-endian ELF file.
 #[derive(Debug)]
 pub(super) struct ElfFile<B> {
@@ -108,9 +118,35 @@ impl<B: Bytes> ElfFile<B> {
         self.contents(self.named(name)?)
     }
 
-    /// Says whether there is a section named `name`.
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.named(name).is_some()
+    /// The contents of the section named `.debug_…`, also where it is a `.zdebug_…`.
+    pub(super) fn debug_section(&self, name: &str) -> Option<Vec<u8>> {
+        if let Some(section) = self.named(name) {
+            return self.contents(section);
+        }
+        let packed = self.section(&name.replacen(".debug_", ".zdebug_", 1))?;
+        gnu_decompressed(&packed, MAX_SECTION)
+    }
+
+    /// The size that the section named `.debug_…` says it has when it is decompressed.
+    pub(super) fn debug_section_size(&self, name: &str) -> Option<u64> {
+        let (section, is_gnu) = match self.named(name) {
+            Some(section) => (section, false),
+            None => (self.named(&name.replacen(".debug_", ".zdebug_", 1))?, true),
+        };
+        let is_packed = is_gnu || section.sh_flags & u64::from(SHF_COMPRESSED) != 0;
+        if section.sh_type == SHT_NOBITS || !is_packed {
+            return (section.sh_type != SHT_NOBITS).then_some(section.sh_size);
+        }
+        let start = section.sh_size.min(ANNOUNCEMENT);
+        let start = read(&self.bytes, section.sh_offset, start)?;
+        announced_size(&start, is_gnu, self.class)
+    }
+
+    /// Says whether there is DWARF in the file: a debug file, or one that was not stripped.
+    pub(super) fn has_debug_info(&self) -> bool {
+        let names = [".debug_info", ".zdebug_info"];
+        let mut sections = names.iter().filter_map(|name| self.named(name));
+        sections.any(|s| s.sh_type != SHT_NOBITS)
     }
 
     fn named(&self, name: &str) -> Option<&SectionHeader> {
@@ -129,13 +165,7 @@ impl<B: Bytes> ElfFile<B> {
         if section.sh_flags & u64::from(SHF_COMPRESSED) == 0 {
             return Some(raw);
         }
-        let header = CompressionHeader::parse(&raw, 0, self.class).ok()?;
-        let packed = raw.get(CompressionHeader::size(self.class)..)?;
-        if header.ch_type != ELFCOMPRESS_ZLIB || header.ch_size > MAX_SECTION {
-            return None;
-        }
-        let contents = read_limited(ZlibDecoder::new(packed), header.ch_size)?;
-        (contents.len() as u64 == header.ch_size).then_some(contents)
+        decompressed(&raw, self.class, MAX_SECTION)
     }
 
     /// The GNU build id.
@@ -158,12 +188,57 @@ impl<B: Bytes> ElfFile<B> {
         is_plain.then(|| (name.to_owned(), crc))
     }
 
+    /// What names the file that this one shares debug information with: `.gnu_debugaltlink`, or
+    /// `.debug_sup` of DWARF 5.
+    pub(super) fn supplement_link(&self) -> Option<SupplementLink> {
+        if let Some(link) = self.section(".gnu_debugaltlink") {
+            let end = link.iter().position(|byte| *byte == 0)?;
+            return Some(SupplementLink {
+                name: str::from_utf8(&link[..end]).ok()?.to_owned(),
+                id: link[end + 1..].to_vec(),
+            });
+        }
+        let (is_supplement, link) = self.debug_sup()?;
+        (!is_supplement).then_some(link)
+    }
+
+    /// What files that share debug information with this one name it by.
+    pub(super) fn supplement_id(&self) -> Option<Vec<u8>> {
+        match self.debug_sup() {
+            Some((true, link)) => Some(link.id),
+            _ => self.build_id(),
+        }
+    }
+
+    /// `.debug_sup`: whether this file is what others share, a name, and a checksum.
+    fn debug_sup(&self) -> Option<(bool, SupplementLink)> {
+        let section = self.section(".debug_sup")?;
+        let ([_, _, is_supplement], rest) = section.split_first_chunk()?;
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let (length, id) = rest[end + 1..].split_first()?;
+        let link = SupplementLink {
+            name: str::from_utf8(&rest[..end]).ok()?.to_owned(),
+            // A checksum of 128 bytes and more would have a longer length.
+            id: id.get(..usize::from(*length))?.to_vec(),
+        };
+        Some((*is_supplement == 1, link))
+    }
+
     /// The ELF file inside `.gnu_debugdata`: the symbols of a stripped file, compressed by xz.
     pub(super) fn mini_debug_info(&self) -> Option<ElfFile<Vec<u8>>> {
         let packed = self.section(".gnu_debugdata")?;
         let stream = Stream::new_stream_decoder(XZ_MEMORY, CONCATENATED).ok()?;
         let decoder = XzDecoder::new_stream(packed.as_slice(), stream);
         ElfFile::parse(read_limited(decoder, MAX_MINI_DEBUG_INFO)?)
+    }
+
+    /// The addresses of its code: those of its executable sections.
+    pub(super) fn code(&self) -> RangeSet {
+        let flags = u64::from(SHF_ALLOC | SHF_EXECINSTR);
+        let sections = self.sections.iter();
+        let code = sections.filter(|section| section.sh_flags & flags == flags);
+        code.map(|section| AddrRange::with_size(Addr(section.sh_addr), section.sh_size))
+            .collect()
     }
 
     /// Says whether the file has a symbol table of type `kind` (`SHT_SYMTAB`, `SHT_DYNSYM`).
@@ -177,6 +252,52 @@ impl<B: Bytes> ElfFile<B> {
 
     /// Adds the data objects of the symbol table of type `kind` to `table`.
     pub(super) fn add_data_symbols(&self, kind: u32, table: &mut TableBuilder) -> Option<()> {
+        self.each_symbol(kind, |symbol, name| {
+            if is_data(symbol) {
+                let is_local = symbol.st_bind() == STB_LOCAL;
+                table.add(symbol.st_value, symbol.st_size, name, is_local);
+            }
+        })
+    }
+
+    /// Adds the functions of the symbol table of type `kind` to `table`.
+    ///
+    /// Those without a size are functions that were written in assembler. They end where the next
+    /// symbol of their section starts; but only a table that has local symbols, too, tells where
+    /// that is.
+    pub(super) fn add_functions(&self, kind: u32, table: &mut TableBuilder) -> Option<()> {
+        let mut has_locals = false;
+        let known = table.unsized_count();
+        let result = self.each_symbol(kind, |symbol, name| {
+            let Some(section) = self.code_section(symbol) else {
+                return;
+            };
+            let is_local = symbol.st_bind() == STB_LOCAL;
+            has_locals |= is_local && symbol.st_type() == STT_FUNC;
+            if symbol.st_size > 0 {
+                table.add(symbol.st_value, symbol.st_size, name, is_local);
+            } else {
+                let end = section.sh_addr.saturating_add(section.sh_size);
+                table.add_unsized(symbol.st_value, end, name, is_local);
+            }
+        });
+        if kind != SHT_SYMTAB || !has_locals {
+            table.forget_unsized(known);
+        }
+        result
+    }
+
+    /// The section that `symbol` names code in.
+    fn code_section(&self, symbol: &Sym) -> Option<&SectionHeader> {
+        let is_code = matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE);
+        let section = self.sections.get(symbol.st_shndx).filter(|_| is_code)?;
+        let offset = symbol.st_value.checked_sub(section.sh_addr)?;
+        let is_inside =
+            section.sh_flags & u64::from(SHF_EXECINSTR) != 0 && offset < section.sh_size;
+        (symbol.st_shndx != 0 && is_inside).then_some(section)
+    }
+
+    fn each_symbol(&self, kind: u32, mut visit: impl FnMut(&Sym, &[u8])) -> Option<()> {
         let section = self.symbol_table(kind)?;
         let strings = self.sections.get(section.sh_link as usize)?;
         let strings = self.contents(strings)?;
@@ -184,10 +305,8 @@ impl<B: Bytes> ElfFile<B> {
         let size = Sym::size(self.class.container);
         for batch in symbols.chunks(BATCH * size) {
             let symbols = Sym::parse(batch, 0, batch.len() / size, self.class).ok()?;
-            for symbol in symbols.iter().filter(|symbol| is_data(symbol)) {
-                let name = strings.get(symbol.st_name..).unwrap_or_default();
-                let is_local = symbol.st_bind() == STB_LOCAL;
-                table.add(symbol.st_value, symbol.st_size, name, is_local);
+            for symbol in &symbols {
+                visit(symbol, strings.get(symbol.st_name..).unwrap_or_default());
             }
         }
         Some(())
@@ -241,13 +360,6 @@ fn read(bytes: &impl Bytes, offset: u64, size: u64) -> Option<Vec<u8>> {
     }
     let mut buf = vec![0; usize::try_from(size).ok()?];
     bytes.read_at(offset, &mut buf).then_some(buf)
-}
-
-/// All that `reader` gives, unless that is an error or more than `limit` bytes.
-fn read_limited(reader: impl Read, limit: u64) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    reader.take(limit + 1).read_to_end(&mut bytes).ok()?;
-    (bytes.len() as u64 <= limit).then_some(bytes)
 }
 
 /// The build id among `notes`, whose fields are aligned to four bytes.

@@ -2,7 +2,8 @@
 
 use goblin::elf::section_header::SHT_SYMTAB;
 
-use super::module_symbols::{debug_file, module_file};
+use super::elf::ElfFile;
+use super::module_symbols::{debug_file, image_file};
 use crate::platform::TargetFiles;
 use crate::snapshot::Module;
 
@@ -39,10 +40,9 @@ pub fn inventory(modules: &[Module], files: &TargetFiles) -> Vec<ModuleSymbols> 
 }
 
 fn inspect(module: &Module, files: &TargetFiles) -> ModuleSymbols {
-    const DEBUG_INFO: [&str; 2] = [".debug_info", ".zdebug_info"];
-    let has_debug_info = |elf: &super::elf::ElfFile<_>| DEBUG_INFO.iter().any(|name| elf.has(name));
-    let file = module_file(module, files);
-    let debug = debug_file(module, files, file.as_ref());
+    let file = image_file(module.into(), files);
+    let debug = debug_file(module.into(), files, file.as_ref());
+    let debug = debug.map(|debug| debug.elf);
     let source = match (&file, &debug) {
         (Some(elf), _) if elf.has_symbols(SHT_SYMTAB) => SymbolSource::Full,
         (_, Some(_)) => SymbolSource::DebugFile,
@@ -53,6 +53,6 @@ fn inspect(module: &Module, files: &TargetFiles) -> ModuleSymbols {
     ModuleSymbols {
         path: module.path.clone(),
         source,
-        has_debug_info: both.any(has_debug_info),
+        has_debug_info: both.any(ElfFile::has_debug_info),
     }
 }

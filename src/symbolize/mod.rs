@@ -1,19 +1,30 @@
 //! What an address of the target stands for, and what a block is by its content.
 
+mod allocators;
+mod code_frames;
+mod compression;
 mod debug_file;
 mod demangle;
 mod describe;
+mod dwarf;
 mod elf;
+mod image;
 mod inventory;
 mod module_symbols;
+mod perf_map;
 mod preview;
 mod symbolizer;
 mod table;
 
 #[cfg(test)]
+mod code_tests;
+#[cfg(test)]
 mod tests;
 
+pub use allocators::is_allocator_wrapper;
+pub use code_frames::{CodeFrames, Detail};
 pub use demangle::{demangle, vtable_class};
 pub use describe::{Content, Describer, Description};
+pub use image::{CodeAddress, CodeImage, SourceFrame};
 pub use inventory::{ModuleSymbols, SymbolSource, inventory};
 pub use symbolizer::{DataSymbol, Symbolizer};

@@ -20,6 +20,7 @@ mod programs;
 mod record;
 mod roots;
 mod signals;
+mod stacks;
 #[path = "../support/mod.rs"]
 mod support;
 mod syscalls;

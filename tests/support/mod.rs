@@ -7,6 +7,7 @@ mod container;
 mod fixture;
 mod isolated;
 mod program;
+mod recorder;
 mod report;
 
 pub(crate) use compile::{Build, compile, compile_as};
@@ -14,6 +15,7 @@ pub(crate) use container::{Container, Root};
 pub(crate) use fixture::{Fixture, Leak};
 pub(crate) use isolated::{Shared, unprivileged};
 pub(crate) use program::Program;
+pub(crate) use recorder::{recorded, recorder};
 pub(crate) use report::{
     addresses, assert_refused, heap, heap_by, leaks, leaks_by, leaks_with, leaks_without_roots,
     parse_address, rleaks, rleaks_command, text,

@@ -5,7 +5,8 @@ use super::{Check, TargetEntry};
 use crate::heap::{self, Exporter, embedded_allocator};
 use crate::platform::{ProcessInfo, Target, TargetFiles, thread_count, tracer};
 use crate::report::text::Size;
-use crate::snapshot::Method;
+use crate::snapshot::{Method, Module};
+use crate::stacklog::{LogError, LogHeader, LogMode};
 use crate::symbolize::{ModuleSymbols, SymbolSource, inventory};
 
 /// Modules that are named where symbols are missing; of more, it says how many.
@@ -24,9 +25,10 @@ pub(super) struct Examined {
 }
 
 /// What reading a process shows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Readable {
     allocator: Allocator,
+    log: Result<Option<LogHeader>, LogError>,
     modules: Vec<ModuleSymbols>,
     /// Bytes that a snapshot holds.
     bytes: u64,
@@ -77,10 +79,10 @@ impl Examined {
     fn checks(&self, system: &System) -> Vec<Check> {
         let mut checks = vec![self.permission(system), self.threads()];
         if let Ok(readable) = &self.readable {
-            checks.push(readable.allocator.check());
+            checks.push(readable.allocator.check(readable.has_all_blocks()));
             checks.push(symbols(&readable.modules));
             checks.push(debug_info(&readable.modules));
-            checks.push(stack_log());
+            checks.push(stack_log(&readable.log));
             checks.push(readable.memory(system));
             checks.push(readable.expected_pause(system));
         }
@@ -119,12 +121,23 @@ impl Readable {
         });
         let exporters = heap::exporters(survey.memory(), &survey.modules);
         let executable = survey.modules.first().map_or("", |module| &module.path);
+        let header = heap::stack_log(&exporters);
+        let log = header.map_or(Ok(None), |at| LogHeader::read(survey.memory(), at));
+        // The recorder has no names, and no report needs them.
+        let is_named = |module: &&Module| header.is_none_or(|at| !module.contains(at));
+        let named: Vec<Module> = survey.modules.iter().filter(is_named).cloned().collect();
         Ok(Self {
+            log,
             allocator: Allocator::in_charge(&exporters, embedded, executable),
-            modules: inventory(&survey.modules, &TargetFiles::of_process(pid)),
+            modules: inventory(&named, &TargetFiles::of_process(pid)),
             bytes: survey.bytes,
             copy_size: survey.copy_size(),
         })
+    }
+
+    /// Says whether a stack log knows all blocks that live.
+    fn has_all_blocks(&self) -> bool {
+        matches!(&self.log, Ok(Some(header)) if header.lack().is_none())
     }
 
     fn is_copied(&self, system: &System) -> bool {
@@ -182,7 +195,7 @@ impl Readable {
 
 impl Allocator {
     fn in_charge(exporters: &[Exporter], embedded: Option<&'static str>, executable: &str) -> Self {
-        let first = exporters.first();
+        let first = heap::allocators(exporters).next();
         match (first, embedded) {
             (
                 Some(Exporter {
@@ -202,9 +215,15 @@ impl Allocator {
         }
     }
 
-    fn check(&self) -> Check {
+    fn check(&self, all_blocks_are_logged: bool) -> Check {
         const ID: &str = "allocator";
         match self {
+            Self::Foreign(name, path) if all_blocks_are_logged => Check::limited(
+                ID,
+                format!("{name}, in {path}"),
+                "rleaks cannot read its heap yet: the stack log says which blocks live, and all \
+                 other memory counts as a root",
+            ),
             Self::Glibc(Some(version)) => Check::ok(ID, format!("glibc {version}")),
             Self::Glibc(None) => Check::ok(ID, "glibc, of a release that it does not tell"),
             Self::Interposed(path) => Check::limited(
@@ -270,12 +289,27 @@ fn debug_info(modules: &[ModuleSymbols]) -> Check {
     Check::limited("debug_info", message, &loss)
 }
 
-fn stack_log() -> Check {
-    Check::limited(
-        "stack_log",
-        "no malloc stack log was found",
-        "leaks come without the call stacks that allocated them",
-    )
+fn stack_log(log: &Result<Option<LogHeader>, LogError>) -> Check {
+    const ID: &str = "stack_log";
+    const LOSS: &str = "leaks come without the call stacks that allocated them";
+    match log {
+        Ok(None) => Check::limited(ID, "no malloc stack log was found", LOSS),
+        Err(error) => Check::failed(ID, format!("it cannot be used: {error}"), LOSS),
+        Ok(Some(header)) => {
+            let mode = match header.mode {
+                LogMode::Lite => "lite",
+                LogMode::Full => "full",
+            };
+            match header.lack() {
+                None => Check::ok(ID, format!("{mode}, with nothing dropped")),
+                Some(why) => Check::limited(
+                    ID,
+                    format!("{mode}: {why}"),
+                    "some leaks come without the call stacks that allocated them",
+                ),
+            }
+        }
+    }
 }
 
 fn file_name(path: &str) -> &str {
@@ -310,6 +344,7 @@ mod tests {
             is_glibc,
             glibc_version: is_glibc.then(|| "2.36".to_owned()),
             code: None,
+            stack_log: None,
         }
     }
 

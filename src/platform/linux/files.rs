@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::Mode;
 
+use super::procfs::Status;
 use crate::addr::Addr;
 
 /// Names a file without opening it: no driver, pipe or lease is touched before the type is known.
@@ -24,6 +25,7 @@ pub struct RegularFile {
     file: File,
     size: u64,
     inode: u64,
+    owner: u32,
 }
 
 impl RegularFile {
@@ -61,6 +63,7 @@ impl RegularFile {
         Some(Self {
             size: metadata.len(),
             inode: metadata.ino(),
+            owner: metadata.uid(),
             file,
         })
     }
@@ -75,6 +78,8 @@ pub struct TargetFiles {
     process: Option<OwnedFd>,
     root: Option<OwnedFd>,
     own_root: Option<OwnedFd>,
+    /// The process id that the target knows itself by, and its user.
+    identity: Option<(u32, u32)>,
 }
 
 impl TargetFiles {
@@ -90,6 +95,7 @@ impl TargetFiles {
             process,
             root,
             own_root: directory(Path::new("/")),
+            identity: identity(pid),
         }
     }
 
@@ -100,6 +106,7 @@ impl TargetFiles {
             process: None,
             root: directory(root),
             own_root: directory(Path::new("/")),
+            identity: None,
         }
     }
 
@@ -125,6 +132,16 @@ impl TargetFiles {
         RegularFile::reopen(name)
     }
 
+    /// The file in which the target's JIT compiler names its code, `/tmp/perf-PID.map`.
+    ///
+    /// Everyone may write in `/tmp`: the file must belong to the target's user or to root.
+    #[must_use]
+    pub fn perf_map(&self) -> Option<RegularFile> {
+        let (pid, user) = self.identity?;
+        let map = self.file(&format!("/tmp/perf-{pid}.map"))?;
+        (map.owner == user || map.owner == 0).then_some(map)
+    }
+
     /// The file that the target has mapped at `base`, where a mapping starts: also when it is
     /// deleted. The kernel shows it to privileged users only.
     #[must_use]
@@ -139,6 +156,13 @@ impl TargetFiles {
         let name = openat(process, path.as_str(), NAME_ONLY, Mode::empty()).ok()?;
         RegularFile::reopen(name)
     }
+}
+
+/// The process id in the innermost namespace of process `pid`, and its effective user.
+fn identity(pid: u32) -> Option<(u32, u32)> {
+    let status = Status::read(pid, pid).ok()?;
+    let user = std::fs::metadata(format!("/proc/{pid}/task")).ok()?.uid();
+    Some((status.inner_tid, user))
 }
 
 fn directory(path: &Path) -> Option<OwnedFd> {
@@ -284,6 +308,25 @@ mod tests {
         let size = std::fs::metadata(path).expect("its size").len();
         assert_eq!(files.file(path).expect("this program").size(), size);
         assert!(TargetFiles::of_process(u32::MAX).file(path).is_none());
+    }
+
+    #[test]
+    fn a_perf_map_must_be_the_users_or_roots() {
+        let root = root();
+        let files = |pid, user| TargetFiles {
+            identity: Some((pid, user)),
+            ..TargetFiles::under(root.path())
+        };
+        std::fs::create_dir(root.path().join("tmp")).expect("a directory");
+        let map = root.path().join("tmp/perf-17.map");
+        std::fs::write(&map, b"10 20 f").expect("a map");
+        let owner = std::fs::metadata(&map).expect("its owner").uid();
+        assert!(files(17, owner).perf_map().is_some());
+        assert!(files(18, owner).perf_map().is_none());
+        assert_eq!(files(17, owner + 1).perf_map().is_some(), owner == 0);
+        std::fs::remove_file(&map).expect("the map");
+        symlink("/etc/passwd", &map).expect("a link");
+        assert!(files(17, owner).perf_map().is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::escape::Escaped;
 use super::options::Palette;
 use super::size::{Count, Size};
-use crate::report::{Capture, CaptureMethod, Report, Target, TargetKind};
+use crate::report::{Capture, CaptureMethod, Report, StackLog, StackLogMode, Target, TargetKind};
 use crate::warning::Bias;
 
 /// Writes who the target is and how its snapshot was taken.
@@ -25,6 +25,9 @@ pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<(
     let version = Escaped(&report.rleaks_version);
     line(out, "Analysis Tool:", &format_args!("rleaks {version}"))?;
     write_capture(&report.capture, out)?;
+    if report.stack_log.mode != StackLogMode::None {
+        line(out, "Stack Log:", &Recorded(&report.stack_log))?;
+    }
     writeln!(out, "----")?;
     writeln!(out)
 }
@@ -112,6 +115,21 @@ impl fmt::Display for Pause<'_> {
     }
 }
 
+/// `lite, one sample in 512K`.
+struct Recorded<'a>(&'a StackLog);
+
+impl fmt::Display for Recorded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0.mode {
+            StackLogMode::None => "none",
+            StackLogMode::Lite => "lite",
+            StackLogMode::Full => "full",
+        })?;
+        let sample = self.0.sample_bytes;
+        sample.map_or(Ok(()), |bytes| write!(f, ", one sample in {}", Size(bytes)))
+    }
+}
+
 fn kind_name(kind: TargetKind) -> &'static str {
     match kind {
         TargetKind::Process => "live process",
@@ -149,7 +167,18 @@ pub(super) fn write_totals(
     writeln!(
         out,
         "{title}Process {process}: {leaks} for {bytes} total leaked bytes.{title:#}"
-    )
+    )?;
+    write_suppressed(report, out)
+}
+
+fn write_suppressed(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let blocks = report.summary.suppressed_blocks;
+    if blocks == 0 {
+        return Ok(());
+    }
+    let leaks = Count(blocks, "leak", "leaks");
+    let bytes = report.summary.suppressed_bytes;
+    writeln!(out, "{leaks} for {bytes} bytes excluded (not shown)")
 }
 
 /// The process id, or the name where a file does not have the id.

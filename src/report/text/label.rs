@@ -5,6 +5,7 @@ use std::fmt;
 use super::escape::Escaped;
 use crate::report::{Frame, Stack};
 use crate::scan::LeakKind;
+use crate::symbolize::is_allocator_wrapper;
 
 /// The words for a leak that begins a tree, or that is in a root cycle.
 pub(super) fn kind_name(kind: LeakKind) -> &'static str {
@@ -20,8 +21,9 @@ pub(super) fn kind_name(kind: LeakKind) -> &'static str {
 pub(super) enum Label<'a> {
     /// Its type.
     Type(&'a str),
-    /// The function that asked the allocator for it: `malloc in main`.
-    AllocatedIn(&'a Frame),
+    /// The function that asked the allocator for it, and which of the allocator's it asked:
+    /// `malloc in main`.
+    AllocatedIn(&'static str, &'a Frame),
     /// Nothing but its size: `malloc<64>`.
     Size(u64),
 }
@@ -30,7 +32,7 @@ impl<'a> Label<'a> {
     pub(super) fn new(type_name: Option<&'a str>, stack: Option<&'a Stack>, size: u64) -> Self {
         match (type_name, stack.and_then(allocating_frame)) {
             (Some(name), _) => Self::Type(name),
-            (None, Some(frame)) => Self::AllocatedIn(frame),
+            (None, Some((allocator, frame))) => Self::AllocatedIn(allocator, frame),
             (None, None) => Self::Size(size),
         }
     }
@@ -40,7 +42,7 @@ impl fmt::Display for Label<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Type(name) => write!(f, "{}", Escaped(name)),
-            Self::AllocatedIn(frame) => write!(f, "malloc in {}", Place(frame)),
+            Self::AllocatedIn(allocator, frame) => write!(f, "{allocator} in {}", Place(frame)),
             Self::Size(size) => write!(f, "malloc<{size}>"),
         }
     }
@@ -70,20 +72,24 @@ pub(super) fn last_part(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The innermost frame that is not the allocator's.
-fn allocating_frame(stack: &Stack) -> Option<&Frame> {
+/// The innermost frame that is not the allocator's, and what it called of the allocator.
+fn allocating_frame(stack: &Stack) -> Option<(&'static str, &Frame)> {
+    let is_allocator =
+        |frame: &&Frame| is_allocator_wrapper(frame.function.as_deref(), frame.module.as_deref());
     let outside = stack.frames.iter().find(|frame| !is_allocator(frame));
-    outside.or(stack.frames.last())
+    let innermost = stack.frames.first()?.function.as_deref();
+    let allocator = innermost.and_then(allocator).unwrap_or("malloc");
+    Some((allocator, outside.or(stack.frames.last())?))
 }
 
-fn is_allocator(frame: &Frame) -> bool {
-    let Some(function) = frame.function.as_deref() else {
-        return false;
-    };
-    ALLOCATORS.contains(&function) || ALLOCATOR_PREFIXES.iter().any(|p| function.starts_with(p))
+/// The function of the allocator that is behind the innermost frame. As in `leaks`, what stands
+/// before `malloc`, such as `operator new`, has no name of its own here.
+fn allocator(function: &str) -> Option<&'static str> {
+    let plain = function.strip_prefix("__libc_").unwrap_or(function);
+    ALLOCATORS.iter().copied().find(|name| *name == plain)
 }
 
-const ALLOCATORS: [&str; 16] = [
+const ALLOCATORS: [&str; 9] = [
     "malloc",
     "calloc",
     "realloc",
@@ -93,23 +99,6 @@ const ALLOCATORS: [&str; 16] = [
     "posix_memalign",
     "valloc",
     "pvalloc",
-    "__libc_malloc",
-    "__libc_calloc",
-    "__libc_realloc",
-    "__libc_memalign",
-    "_int_malloc",
-    "_int_realloc",
-    "_int_memalign",
-];
-
-/// C++ and Rust: what stands between the program and `malloc`.
-const ALLOCATOR_PREFIXES: [&str; 6] = [
-    "operator new",
-    "__rust_",
-    "__rdl_",
-    "__rg_",
-    "alloc::alloc::",
-    "<alloc::alloc::Global",
 ];
 
 #[cfg(test)]
@@ -122,8 +111,8 @@ mod tests {
             ..Frame::default()
         };
         Stack {
-            id: 0,
             frames: functions.iter().map(frame).collect(),
+            ..Stack::default()
         }
     }
 
@@ -137,9 +126,25 @@ mod tests {
             (&["calloc"], "calloc"),
         ] {
             let stack = stack(functions);
-            let frame = allocating_frame(&stack).expect("a frame");
+            let (_, frame) = allocating_frame(&stack).expect("a frame");
             assert_eq!(Place(frame).to_string(), name);
         }
         assert_eq!(allocating_frame(&stack(&[])), None);
+    }
+
+    #[test]
+    fn a_leak_is_named_after_what_was_asked_of_the_allocator() {
+        for (functions, label) in [
+            (&["calloc", "f", "main"][..], "calloc in f"),
+            (&["__libc_realloc", "f"], "realloc in f"),
+            (
+                &["malloc", "operator new(unsigned long)", "f"],
+                "malloc in f",
+            ),
+            (&["f", "main"], "malloc in f"),
+        ] {
+            let stack = stack(functions);
+            assert_eq!(Label::new(None, Some(&stack), 64).to_string(), label);
+        }
     }
 }

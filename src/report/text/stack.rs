@@ -10,6 +10,9 @@ use crate::report::{Frame, Stack};
 /// Writes one numbered line for each frame. The outermost comes first and has the highest number,
 /// as in `leaks`.
 pub(super) fn write_frames(stack: &Stack, out: &mut dyn Write) -> io::Result<()> {
+    if stack.cut {
+        writeln!(out, "... (outer frames were not found)")?;
+    }
     for (number, frame) in stack.frames.iter().enumerate().rev() {
         let module = Escaped(module_name(frame).unwrap_or("???")).to_string();
         let address = frame.address.to_string();
@@ -25,6 +28,9 @@ pub(super) fn write_frames(stack: &Stack, out: &mut dyn Write) -> io::Result<()>
 
 /// Writes all frames on one line, outermost first: `| main main.c:339 | read_config | malloc`.
 pub(super) fn write_frames_inline(stack: &Stack, out: &mut dyn Write) -> io::Result<()> {
+    if stack.cut {
+        write!(out, " | ...")?;
+    }
     for frame in stack.frames.iter().rev() {
         write!(out, " | {}", Place(frame))?;
         if let Some(source) = Source::of(frame) {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::report::fixture::{chain, clean, leaky, wide, with_stacks, written};
+use crate::report::group::groups;
 use crate::report::{Report, json};
 
 fn text(report: &Report, options: &TextOptions) -> String {
@@ -35,6 +36,32 @@ fn a_list_has_one_entry_for_each_leak() {
     insta::assert_snapshot!(
         "list_with_stacks",
         text(&with_stacks(), &quiet(Layout::List))
+    );
+}
+
+#[test]
+fn samples_say_how_many_leaks_they_stand_for() {
+    let mut report = with_stacks();
+    report.stack_log.sample_bytes = Some(512 << 10);
+    report.groups = groups(&report.leaks, report.stack_log.sample_bytes);
+    let text = text(&report, &TextOptions::default());
+    assert!(
+        text.contains("\nStack Log:       lite, one sample in 512K\n"),
+        "{text}"
+    );
+    let estimate = "\n====\n    7 samples stand for about 174766 blocks (4.00M)\n";
+    assert!(text.contains(estimate), "{text}");
+}
+
+#[test]
+fn leaks_that_are_left_out_are_counted() {
+    let mut report = clean();
+    report.summary.suppressed_blocks = 2;
+    report.summary.suppressed_bytes = 128;
+    let text = text(&report, &quiet(Layout::Trees));
+    assert!(
+        text.ends_with("2 leaks for 128 bytes excluded (not shown)\n"),
+        "{text}"
     );
 }
 

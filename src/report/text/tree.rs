@@ -139,7 +139,23 @@ impl TreeWriter<'_> {
             stack::write_frames(stack, out)?;
             writeln!(out, "====")?;
         }
-        Ok(())
+        self.write_estimate(group, out)
+    }
+
+    /// Writes how many leaks the samples of a group stand for, where they are samples.
+    fn write_estimate(&self, group: &Group, out: &mut dyn Write) -> io::Result<()> {
+        let (Some(blocks), Some(bytes)) = (group.estimated_blocks, group.estimated_bytes) else {
+            return Ok(());
+        };
+        let note = self.view.options.palette.note;
+        let samples = Count(group.blocks, "sample stands", "samples stand");
+        let blocks = Count(blocks, "block", "blocks");
+        let size = Size(bytes);
+        writeln!(
+            out,
+            "{:INDENT$}{note}{samples} for about {blocks} ({size}){note:#}",
+            ""
+        )
     }
 
     /// Writes a tree from the top, the largest branch first, until it has enough lines.
