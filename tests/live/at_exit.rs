@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    Build, Program, Shared, addresses, compile, compile_as, number_from_environment, parse_address,
-    rleaks_command, text, unprivileged,
+    Build, Program, Shared, addresses, compile, compile_as, functions, number_from_environment,
+    parse_address, rleaks_command, text, unprivileged,
 };
 
 /// What came of a command that rleaks ran.
@@ -111,6 +111,19 @@ fn every_way_to_end_by_the_c_library_is_seen() {
         assert_eq!(run.report()["capture"]["threads"], 3, "{how}");
         assert_eq!(run.said(), "", "{how}");
     }
+}
+
+#[test]
+fn leaks_come_with_the_stacks_that_allocated_them() {
+    let run = Run::new(&[], &[&ends(), "exit", "0"]);
+    assert_true(&run, 0);
+    for leak in run.report()["leaks"].as_array().unwrap() {
+        let functions = functions(run.report(), leak);
+        let from = functions.iter().position(|name| name == "build").unwrap();
+        assert_eq!(functions[from + 1], "main", "{functions:?}");
+    }
+    let run = Run::new(&["--no-stacks"], &[&ends(), "exit", "0"]);
+    assert_true(&run, 0);
 }
 
 #[test]
