@@ -67,7 +67,7 @@ fn symbolize(criterion: &mut Criterion) {
     let frames = CodeFrames::new(&images, files, Detail::Lines).resolve(&addresses);
     let with_lines = frames.iter().filter(|frames| frames[0].line.is_some());
     let calls: usize = frames.iter().map(Vec::len).sum();
-    println!(
+    eprintln!(
         "{} addresses, {} with lines, {calls} calls",
         addresses.len(),
         with_lines.count()

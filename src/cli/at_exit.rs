@@ -167,7 +167,7 @@ impl Outcome {
         let (pid, status) = (ending.pid, ending.status);
         let report = leaks::scan(args, || {
             // When it was captured it ends, and its files are out of reach.
-            let files = leaks::pinned_files(pid);
+            let files = TargetFiles::of_process(pid);
             let method = args.scan.snapshot.into();
             Ok((capture_at_end(ending, method)?, files))
         });

@@ -22,6 +22,8 @@ pub(super) struct Captured {
     pub(super) heap: Heap,
     /// The target's malloc stack log, if it has one that can be used.
     pub(super) log: Option<StackLog>,
+    /// The modules with a malloc.
+    pub(super) exporters: Vec<Exporter>,
     /// With [`Method::Stream`] the target stands still until this is released.
     pub(super) stopped: Option<Stopped>,
 }
@@ -119,6 +121,7 @@ fn attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Attempt> {
         snapshot,
         heap: walk.heap,
         log,
+        exporters: prepared.exporters,
         stopped,
     })))
 }
@@ -159,6 +162,7 @@ fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
         snapshot,
         heap,
         log,
+        exporters: prepared.exporters,
         stopped,
     })
 }

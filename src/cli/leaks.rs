@@ -55,7 +55,8 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
     let method = args.scan.snapshot.into();
     let report = scan(args, || {
         let captured = capture(&Target::new(pid), method)?;
-        Ok((captured, pinned_files(pid)))
+        // The target's files are pinned while it lives; its symbols are read later.
+        Ok((captured, TargetFiles::of_process(pid)))
     })?;
     let several = args.target.is_all();
     print(&report, args, several)?;
@@ -69,13 +70,9 @@ pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitS
 /// The report of the target that `capture` captures, with the files that it sees.
 pub(super) fn scan(
     args: &LeaksArgs,
-    capture: impl FnOnce() -> anyhow::Result<(Captured, [TargetFiles; 2])>,
+    capture: impl FnOnce() -> anyhow::Result<(Captured, TargetFiles)>,
 ) -> anyhow::Result<Report> {
-    let mut phases = if args.at_exit.follow_children {
-        Phases::beside_a_program(&args.output)
-    } else {
-        Phases::new(&args.output)
-    };
+    let mut phases = Phases::new(&args.output);
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
     let (captured, files) = capture()?;
@@ -84,39 +81,28 @@ pub(super) fn scan(
     Ok(report)
 }
 
-/// The files that process `pid` sees, for its data and for its code. They stay within reach when it has
-/// ended: its symbols are read later.
-pub(super) fn pinned_files(pid: u32) -> [TargetFiles; 2] {
-    [TargetFiles::of_process(pid), TargetFiles::of_process(pid)]
-}
-
 fn analyse(
     mut captured: Captured,
-    [data_files, code_files]: [TargetFiles; 2],
+    files: TargetFiles,
     args: &LeaksArgs,
     phases: &mut Phases,
 ) -> anyhow::Result<Report> {
     let (graph, marks) = reach(&captured, &args.scan, phases)?;
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
-    let allocations = stacks::allocations(&mut captured, &leaks);
+    let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
     let excerpt = release(&mut captured, &leaks);
 
     phases.begin("name call stacks");
-    let allocations = allocations.unwrap_or_default();
-    let stacks = stacks::named(
-        &allocations,
-        &mut captured.snapshot,
-        code_files,
-        &args.output,
-    );
+    let (snapshot, output) = (&mut captured.snapshot, &args.output);
+    let (stacks, files) = stacks::named(&allocations, snapshot, files, output);
     let passes = |leak: &Leak, function: &str| {
         let allocation = allocations.of_block(leak.block);
         let stack = allocation.and_then(|allocation| allocation.stack);
         stack.is_some_and(|stack| stacks.passes(stack, function))
     };
     let scanned = (&graph, &marks, &captured.heap);
-    let excluded = stacks::exclude(&mut leaks, &args.output.exclude, passes, scanned);
+    let excluded = stacks::exclude(&mut leaks, &output.exclude, passes, scanned);
 
     phases.begin("describe leaks");
     let Captured { snapshot, heap, .. } = &captured;
@@ -124,7 +110,7 @@ fn analyse(
         Some(excerpt) => excerpt,
         None => &*snapshot.memory,
     };
-    let symbolizer = Symbolizer::new(&snapshot.modules, memory, data_files);
+    let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
     let descriptions = describe(&describer, heap, &leaks, &args.output);
     let described = |leak: &Leak| {

@@ -3,7 +3,6 @@
 use super::args::OutputArgs;
 use super::capture::Captured;
 use crate::heap::{Heap, Recorded};
-use crate::memory::Memory;
 use crate::platform::TargetFiles;
 use crate::report::{CallStacks, CodeImages, NamedCode};
 use crate::scan::{self, Graph, Leak, LeakSummary, Marks};
@@ -16,8 +15,7 @@ use crate::warning::{Bias, Warning};
 /// warning; a log that is damaged is left aside, with one.
 pub(super) fn allocations(captured: &mut Captured, leaks: &[Leak]) -> Option<Allocations> {
     let log = captured.log.as_ref()?;
-    let memory = &*captured.snapshot.memory;
-    match read(log, memory, &captured.snapshot, &captured.heap, leaks) {
+    match read(captured, log, leaks) {
         Ok((allocations, warnings)) => {
             captured.snapshot.warnings.extend(warnings);
             Some(allocations)
@@ -31,14 +29,13 @@ pub(super) fn allocations(captured: &mut Captured, leaks: &[Leak]) -> Option<All
 }
 
 fn read(
+    captured: &Captured,
     log: &StackLog,
-    memory: &dyn Memory,
-    snapshot: &Snapshot,
-    heap: &Heap,
     leaks: &[Leak],
 ) -> Result<(Allocations, Vec<Warning>), LogError> {
+    let memory = &*captured.snapshot.memory;
     let records = Records::read(log, memory)?;
-    let recorded = Recorded::find(heap, &records)?;
+    let recorded = Recorded::find(&captured.heap, &records)?;
     let record = |leak: &Leak| {
         let block = usize::try_from(leak.block).ok()?;
         Some((leak.block, recorded.record(block)?))
@@ -46,19 +43,20 @@ fn read(
     let leaks = leaks.iter().filter_map(record);
     let allocations = Allocations::read(log, &records, memory, leaks)?;
     let mut warnings = log.warnings();
-    warnings.extend(recorded.differences(snapshot, log));
+    warnings.extend(recorded.differences(&captured.snapshot, log, &captured.exporters));
     Ok((allocations, warnings))
 }
 
-/// Names the frames of the stacks of `allocations`, and warns of what could not be read.
+/// Names the frames of the stacks of `allocations`, and warns of what could not be read. The files
+/// are handed back.
 pub(super) fn named(
     allocations: &Allocations,
     snapshot: &mut Snapshot,
     files: TargetFiles,
     output: &OutputArgs,
-) -> CallStacks {
+) -> (CallStacks, TargetFiles) {
     if output.no_stacks && output.exclude.is_empty() {
-        return CallStacks::default();
+        return (CallStacks::default(), files);
     }
     let detail = if output.no_sources {
         Detail::Names
@@ -69,7 +67,7 @@ pub(super) fn named(
     let code = NamedCode::new(&images, files, detail);
     let stacks = CallStacks::resolve(allocations, &code);
     snapshot.warnings.extend(code.warnings());
-    stacks
+    (stacks, code.into_files())
 }
 
 /// Leaves out the leaks whose stack passes one of the functions that are to be left out, and counts

@@ -21,8 +21,8 @@ pub(crate) struct Local {
     /// The thread's own [`Thread`] was given back.
     has_ended: Cell<bool>,
     id: Cell<u32>,
-    /// The complement of the address that the last allocation of this thread gave: as an address it
-    /// would be a reference, which hides a leak.
+    /// The complement of the address that the last allocation of this thread gave: the address itself
+    /// would be a reference to that block.
     pub(crate) last_block: Cell<usize>,
     /// Bytes until the next sample.
     pub(crate) until_sample: Cell<i64>,

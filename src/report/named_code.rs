@@ -71,14 +71,19 @@ pub struct NamedCode<'a> {
 }
 
 impl<'a> NamedCode<'a> {
-    /// For code in `images`, whose symbols are in `files`. Without `sources` there are functions
-    /// only.
+    /// For code in `images`, whose symbols are in `files`.
     #[must_use]
     pub fn new(images: &'a CodeImages, files: TargetFiles, detail: Detail) -> Self {
         Self {
             code: CodeFrames::new(&images.images, files, detail),
             images,
         }
+    }
+
+    /// Gives the files back.
+    #[must_use]
+    pub fn into_files(self) -> TargetFiles {
+        self.code.into_files()
     }
 
     /// What could not be read so far.

@@ -282,12 +282,15 @@ fn allocates(function: &str) -> bool {
 fn of_inherent_type(function: &str) -> Option<String> {
     let inner = function.strip_prefix('<')?;
     let mut depth = 1u32;
+    let mut before = ' ';
     let end = inner.find(|c: char| {
         match c {
             '<' => depth += 1,
-            '>' => depth -= 1,
+            // Not the arrow of a function's type.
+            '>' if before != '-' => depth -= 1,
             _ => {}
         }
+        before = c;
         depth == 0
     })?;
     let (implementor, rest) = inner.split_at(end);
@@ -393,6 +396,7 @@ mod tests {
             "alloc::boxed::Box<T>::new",
             "<alloc::boxed::Box<T>>::new",
             "<alloc::raw_vec::RawVec<u8>>::grow_one",
+            "<alloc::boxed::Box<dyn core::ops::Fn() -> u8>>::new",
             "alloc::vec::Vec<T,A>::with_capacity_in",
             "__rust_alloc",
             "__rustc::__rust_alloc",

@@ -77,6 +77,12 @@ impl<'a> CodeFrames<'a> {
         frames
     }
 
+    /// Gives the files back, for what else is looked up in them.
+    #[must_use]
+    pub fn into_files(self) -> TargetFiles {
+        self.files
+    }
+
     /// What could not be read so far.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {

@@ -59,7 +59,7 @@ fn frames_of(path: &Path, links: &[u64], detail: Detail) -> Vec<Vec<SourceFrame>
 fn functions(path: &Path) -> Vec<(String, u64, u64)> {
     let bytes = std::fs::read(path).expect("a file");
     let elf = Elf::parse(&bytes).expect("an ELF file");
-    let functions = elf.syms.iter().filter(|symbol| symbol.is_function());
+    let functions = elf.syms.iter().filter(goblin::elf::Sym::is_function);
     let functions = functions.filter(|symbol| symbol.st_value != 0);
     functions
         .map(|symbol| {
@@ -793,7 +793,7 @@ fn the_functions_of_the_c_library_are_those_of_another_reader() {
     let debug = PathBuf::from(format!("/usr/lib/debug/.build-id/{first}/{rest}.debug"));
     let bytes = std::fs::read(path).expect("the library");
     let elf = Elf::parse(&bytes).expect("an ELF file");
-    let exported = elf.dynsyms.iter().filter(|symbol| symbol.is_function());
+    let exported = elf.dynsyms.iter().filter(goblin::elf::Sym::is_function);
     let exported = exported.filter(|symbol| symbol.st_size > 4 && symbol.st_value != 0);
     let middle = |symbol: goblin::elf::Sym| symbol.st_value + symbol.st_size / 2;
     let mut links: Vec<u64> = exported.map(middle).collect();

@@ -58,3 +58,68 @@ pub(super) fn read_limited(reader: impl Read, limit: u64) -> Option<Vec<u8>> {
     reader.take(limit + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() as u64 <= limit).then_some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::ZlibEncoder};
+    use goblin::container::{Container, Endian};
+    use std::io::Write;
+
+    const CLASS: Ctx = Ctx {
+        container: Container::Big,
+        le: Endian::Little,
+    };
+
+    fn zlib(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).expect("memory");
+        encoder.finish().expect("memory")
+    }
+
+    /// A compressed section that says that it has `size` bytes.
+    fn section(kind: u32, size: u64, packed: &[u8]) -> Vec<u8> {
+        let header = [
+            &kind.to_le_bytes()[..],
+            &[0; 4],
+            &size.to_le_bytes(),
+            &[0; 8],
+        ];
+        [&header.concat(), packed].concat()
+    }
+
+    #[test]
+    fn a_section_has_the_size_that_it_announces_or_is_none() {
+        let contents = vec![7; 10_000];
+        let packed = zlib(&contents);
+        let read = |size, limit| {
+            let section = section(ELFCOMPRESS_ZLIB, size, &packed);
+            assert_eq!(announced_size(&section[..24], false, CLASS), Some(size));
+            decompressed(&section, CLASS, limit)
+        };
+        assert_eq!(read(10_000, 10_000), Some(contents.clone()));
+        for (size, limit) in [(9_999, 10_000), (10_001, 1 << 40), (10_000, 9_999)] {
+            assert_eq!(read(size, limit), None, "{size} {limit}");
+        }
+        let gnu = |size: u64| [b"ZLIB", &size.to_be_bytes()[..], &packed].concat();
+        assert_eq!(gnu_decompressed(&gnu(10_000), 10_000), Some(contents));
+        assert_eq!(announced_size(&gnu(10_000), true, CLASS), Some(10_000));
+        assert_eq!(gnu_decompressed(&gnu(10_001), 1 << 40), None);
+        assert_eq!(gnu_decompressed(&gnu(10_000), 9_999), None);
+    }
+
+    #[test]
+    fn what_is_no_stream_is_none() {
+        for kind in [ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, 99] {
+            for packed in [
+                &b""[..],
+                b"nonsense",
+                b"\x28\xb5\x2f\xfd\xff\xff\xff\xff\xff\xff\xff",
+            ] {
+                let section = section(kind, 100, packed);
+                assert_eq!(decompressed(&section, CLASS, 1 << 30), None);
+                assert_eq!(decompressed(&section[..20], CLASS, 1 << 30), None);
+            }
+        }
+    }
+}

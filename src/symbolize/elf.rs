@@ -127,6 +127,13 @@ impl<B: Bytes> ElfFile<B> {
         gnu_decompressed(&packed, MAX_SECTION)
     }
 
+    /// Says whether there are contents of a section named `.debug_…`, or `.zdebug_…`.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let names = [name, &name.replacen(".debug_", ".zdebug_", 1)];
+        let mut sections = names.iter().filter_map(|name| self.named(name));
+        sections.any(|section| section.sh_type != SHT_NOBITS && section.sh_size > 0)
+    }
+
     /// The size that the section named `.debug_…` says it has when it is decompressed.
     pub(super) fn debug_section_size(&self, name: &str) -> Option<u64> {
         let (section, is_gnu) = match self.named(name) {
@@ -144,9 +151,7 @@ impl<B: Bytes> ElfFile<B> {
 
     /// Says whether there is DWARF in the file: a debug file, or one that was not stripped.
     pub(super) fn has_debug_info(&self) -> bool {
-        let names = [".debug_info", ".zdebug_info"];
-        let mut sections = names.iter().filter_map(|name| self.named(name));
-        sections.any(|s| s.sh_type != SHT_NOBITS)
+        self.has(".debug_info")
     }
 
     fn named(&self, name: &str) -> Option<&SectionHeader> {

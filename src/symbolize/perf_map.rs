@@ -15,7 +15,7 @@ const MAX_LINE: usize = 8 << 10;
 /// A longer name is cut.
 const MAX_NAME: usize = 1 << 10;
 /// Pieces of code are small: most addresses are in one, and each is in few.
-const MAX_MATCHES: usize = 50_000_000;
+const MAX_MATCHES: usize = 10_000_000;
 
 /// A piece of code that a JIT compiler made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_file_whose_every_line_claims_everything_names_nothing() {
         let line = "0 ffffffffffffffff f\n";
-        let map = line.repeat(60_000).into_bytes();
+        let map = line.repeat(11_000).into_bytes();
         let addresses: Vec<Addr> = (0..1000).map(Addr).collect();
         assert!(named(&map, &addresses).iter().all(Option::is_none));
     }

@@ -205,7 +205,13 @@ fn exercise(bytes: impl Bytes) {
     let mut table = TableBuilder::default();
     elf.add_data_symbols(SHT_SYMTAB, &mut table);
     elf.add_data_symbols(SHT_DYNSYM, &mut table);
+    elf.add_functions(SHT_SYMTAB, &mut table);
+    elf.add_functions(SHT_DYNSYM, &mut table);
     let _ = (elf.build_id(), elf.debug_link(), elf.section(".debug_str"));
+    let _ = (elf.supplement_link(), elf.supplement_id(), elf.code());
+    for name in [".debug_info", ".debug_line"] {
+        let _ = (elf.debug_section_size(name), elf.debug_section(name));
+    }
     if let Some(inner) = elf.mini_debug_info() {
         inner.add_data_symbols(SHT_SYMTAB, &mut table);
     }

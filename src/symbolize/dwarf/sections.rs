@@ -78,10 +78,16 @@ impl Contents {
         if sizes.fold(0, u64::saturating_add) > limit {
             return None;
         }
-        // Decompression is what takes time.
-        let sections = sections.par_iter();
-        let contents = sections.filter_map(|id| Some((*id, elf.debug_section(name(*id)?)?)));
-        Some(Self(contents.collect()))
+        let present = sections.iter().filter_map(|id| {
+            let name = name(*id)?;
+            elf.has(name).then_some((*id, name))
+        });
+        let present: Vec<_> = present.collect();
+        // Decompression is what takes time. A section that cannot be read spoils the others.
+        let contents = present
+            .par_iter()
+            .map(|(id, name)| Some((*id, elf.debug_section(name)?)));
+        contents.collect::<Option<_>>().map(Self)
     }
 
     fn take(&mut self, id: SectionId) -> Vec<u8> {
