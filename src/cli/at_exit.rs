@@ -12,8 +12,8 @@ use super::capture::capture_at_end;
 use super::error::{self, printable};
 use super::{leaks, preload};
 use crate::platform::{
-    CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile, Waiters,
-    private_folder, privileges, signal_name,
+    CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile,
+    TargetFiles, Waiters, private_folder, privileges, signal_name,
 };
 use crate::report::Report;
 use crate::stacklog::{ExitPage, format};
