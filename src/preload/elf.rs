@@ -4,6 +4,10 @@
 //! the program's `dlerror`.
 
 use core::ffi::{CStr, c_void};
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::fork::{self, WayToImages};
 
 /// `struct dl_phdr_info` of `<link.h>`.
 #[repr(C)]
@@ -47,9 +51,19 @@ unsafe extern "C" {
 }
 
 /// Calls `visit` with each loaded image in the order of loading, until it says `false`.
+///
+/// In the child of a program with threads the loader's lock may be held by a thread that is not
+/// there: see [`crate::fork`].
 pub(crate) fn for_each_image(mut visit: impl FnMut(&LoadedImage) -> bool) {
-    let mut visit: &mut dyn FnMut(&LoadedImage) -> bool = &mut visit;
-    // SAFETY: `call_visitor` gets the address of `visit`, which outlives the call.
+    match fork::way_to_images() {
+        WayToImages::Loader => ask_loader(&mut visit),
+        WayToImages::List => walk_list(&mut visit),
+        WayToImages::None => {}
+    }
+}
+
+fn ask_loader(mut visit: &mut dyn FnMut(&LoadedImage) -> bool) {
+    // SAFETY: `call_visitor` gets the address of the reference, which outlives the call.
     unsafe { dl_iterate_phdr(call_visitor, (&raw mut visit).cast()) };
 }
 
@@ -58,11 +72,95 @@ unsafe extern "C" fn call_visitor(
     _size: usize,
     visit: *mut c_void,
 ) -> i32 {
-    // SAFETY: `for_each_image` passes the address of such a reference, and waits for us.
+    // SAFETY: `ask_loader` passes the address of such a reference, and waits for us.
     let visit = unsafe { &mut *visit.cast::<&mut dyn FnMut(&LoadedImage) -> bool>() };
     // SAFETY: the loader passes an image that stays loaded during the call.
     let image = unsafe { &*image };
     i32::from(!visit(image))
+}
+
+/// `struct r_debug` of `<link.h>`: what the loader keeps for debuggers.
+#[repr(C)]
+struct LoaderState {
+    version: i32,
+    first: *const ListedImage,
+}
+
+/// `struct link_map` of `<link.h>`.
+#[repr(C)]
+struct ListedImage {
+    bias: usize,
+    name: *const u8,
+    dynamic: usize,
+    next: *const ListedImage,
+}
+
+/// `Elf64_Ehdr` of `<elf.h>`, up to what is used.
+#[repr(C)]
+struct FileHeader {
+    magic: [u8; 4],
+    rest: [u8; 28],
+    headers_offset: u64,
+    sections_offset: u64,
+    flags: u32,
+    size: u16,
+    header_size: u16,
+    header_count: u16,
+}
+
+/// The loader's list of images, as the executable's dynamic section names it; found while the
+/// loader can still be asked.
+static LIST: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes note of where the loader's list is.
+pub(crate) fn find_list() {
+    const DT_DEBUG: u64 = 21;
+    for_each_image(|executable| {
+        let header = executable.header(PT_DYNAMIC);
+        let address = header.and_then(|header| executable.dynamic_value(header, DT_DEBUG));
+        LIST.store(address.unwrap_or(0), Relaxed);
+        false
+    });
+}
+
+/// Goes through the list without the loader's lock, while there is no other thread. The numbers of
+/// loads and unloads are not known: 0.
+fn walk_list(visit: &mut dyn FnMut(&LoadedImage) -> bool) {
+    let state = LIST.load(Relaxed) as *const LoaderState;
+    // SAFETY: it is null or the address that the loader wrote, of what it never moves.
+    let Some(state) = (unsafe { state.as_ref() }) else {
+        return;
+    };
+    let mut at = state.first;
+    // SAFETY: the elements of the list are valid, and nobody else is there to change them.
+    while let Some(listed) = unsafe { at.as_ref() } {
+        if let Some(image) = listed.image()
+            && !visit(&image)
+        {
+            return;
+        }
+        at = listed.next;
+    }
+}
+
+impl ListedImage {
+    /// The image, whose file header lies at its beginning: a library's, linked at address 0. The
+    /// executable has been seen before.
+    fn image(&self) -> Option<LoadedImage> {
+        let mut readable = crate::readable::Readable::default();
+        readable.word(self.bias)?;
+        readable.word(self.bias.checked_add(size_of::<FileHeader>())?)?;
+        // SAFETY: so many bytes can be read there.
+        let header = unsafe { &*(self.bias as *const FileHeader) };
+        (header.magic == *b"\x7fELF").then(|| LoadedImage {
+            bias: self.bias,
+            name: self.name,
+            headers: self.bias.wrapping_add(header.headers_offset as usize) as *const ProgramHeader,
+            header_count: header.header_count,
+            loads: 0,
+            unloads: 0,
+        })
+    }
 }
 
 impl LoadedImage {
@@ -108,6 +206,16 @@ impl LoadedImage {
             let offset = address.wrapping_sub(self.address(header));
             header.kind == PT_LOAD && offset < header.memory_size as usize
         })
+    }
+
+    /// The value of the first entry with `tag` of the dynamic section that `header` describes.
+    fn dynamic_value(&self, header: &ProgramHeader, tag: u64) -> Option<usize> {
+        let entries = self.address(header) as *const [u64; 2];
+        let count = header.memory_size as usize / size_of::<[u64; 2]>();
+        // The entries are within the image's dynamic section.
+        let mut all = (0..count).map(|index| element(entries, index));
+        all.find(|[found, _]| *found == tag)
+            .map(|[_, value]| value as usize)
     }
 
     /// The first header of `kind`.

@@ -66,8 +66,8 @@ static OPERATORS: [&core::ffi::CStr; 20] = [
     c"_ZdaPvSt11align_val_tRKSt9nothrow_t",
 ];
 
-/// The address of the next function for the operator of that index: whoever calls it knows that
-/// there is one, since a program that uses C++ has the C++ library, be it in its executable.
+/// The address of the next function for the operator of that index. Whoever calls it knows that
+/// there is one; where it cannot be found, the allocator's own functions stand in for it.
 extern "C" fn next_operator(index: usize) -> usize {
     use core::sync::atomic::AtomicUsize;
     use core::sync::atomic::Ordering::Relaxed;
@@ -76,9 +76,26 @@ extern "C" fn next_operator(index: usize) -> usize {
     if found != 0 {
         return found;
     }
-    let found = crate::next::after_recorder(OPERATORS[index]).unwrap_or(0);
-    FOUND[index].store(found, Relaxed);
-    found
+    match crate::next::after_recorder(OPERATORS[index]) {
+        Some(found) => {
+            FOUND[index].store(found, Relaxed);
+            found
+        }
+        None => stand_in(index),
+    }
+}
+
+/// What does the work of the operator of that index, but for throwing.
+fn stand_in(index: usize) -> usize {
+    type New = extern "C" fn(usize, usize) -> usize;
+    type Delete = extern "C" fn(usize);
+    const FIRST_ALIGNED: usize = 4;
+    const FIRST_DELETE: usize = 8;
+    match index {
+        0..FIRST_ALIGNED => hooks::plain_new as New as usize,
+        FIRST_ALIGNED..FIRST_DELETE => hooks::aligned_new as New as usize,
+        _ => hooks::plain_delete as Delete as usize,
+    }
 }
 
 /// An `operator new`: it calls the next one, which may throw through it, and tells what came of it.

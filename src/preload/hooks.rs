@@ -173,6 +173,24 @@ pub(crate) extern "C" fn posix_memalign(
     error
 }
 
+/// An `operator new` where there is no other one to call.
+pub(crate) extern "C" fn plain_new(size: usize, _: usize) -> usize {
+    log::get().map_or(0, |log| (log.next.malloc)(size))
+}
+
+/// The same, with an alignment.
+pub(crate) extern "C" fn aligned_new(size: usize, alignment: usize) -> usize {
+    let next = |log: &Log| log.next.memalign.map(|next| next(alignment, size));
+    log::get().and_then(next).unwrap_or(0)
+}
+
+/// An `operator delete` where there is no other one to call.
+pub(crate) extern "C" fn plain_delete(block: usize) {
+    if let Some(log) = log::get() {
+        (log.next.free)(block);
+    }
+}
+
 /// Records a block that an `operator new` gave. Where that one called malloc, it is recorded.
 pub(crate) extern "C" fn new_returned(
     block: usize,

@@ -104,22 +104,22 @@ fn record(log: &Log, index: usize) -> &ImageRecord {
 /// Compares the list with the loader's.
 #[cold]
 pub(crate) fn update(log: &Log) {
-    const PATIENCE: u32 = 1000;
-    // The holder may wait for the loader's lock, which our caller may have: nobody waits for long.
-    let mut is_mine = !IS_UPDATING.swap(true, Acquire);
-    for _ in 0..PATIENCE {
-        if is_mine {
-            break;
-        }
-        core::hint::spin_loop();
-        is_mine = !IS_UPDATING.swap(true, Acquire);
-    }
-    if is_mine {
+    if take_turn() {
         update_alone(log);
         IS_UPDATING.store(false, Release);
     } else {
         MAY_HAVE_CHANGED.store(true, Relaxed);
     }
+}
+
+/// Becomes the one that may ask the loader. The one that is may wait for the loader's lock, which
+/// our caller may have: nobody waits for long.
+fn take_turn() -> bool {
+    const PATIENCE: u32 = 20_000;
+    (0..PATIENCE).any(|_| {
+        core::hint::spin_loop();
+        !IS_UPDATING.swap(true, Acquire)
+    })
 }
 
 fn update_alone(log: &Log) {
@@ -129,22 +129,29 @@ fn update_alone(log: &Log) {
         if is_first {
             is_first = false;
             (loads, unloads) = (image.loads, image.unloads);
-            if loads == LOADS.load(Relaxed) && unloads == UNLOADS.load(Relaxed) {
+            if is_known(loads, unloads) {
                 return false;
             }
         }
         note(log, image, number);
         true
     });
-    if loads == LOADS.load(Relaxed) && unloads == UNLOADS.load(Relaxed) {
+    if is_first || is_known(loads, unloads) {
         return;
     }
     UPDATES.store(number, Relaxed);
-    if unloads != UNLOADS.load(Relaxed) {
+    // The loader's list alone does not say whether something was unloaded, nor has it the
+    // executable where that is linked to a fixed address.
+    if unloads != UNLOADS.load(Relaxed) && loads != 0 {
         forget_unseen(log, number);
     }
     LOADS.store(loads, Relaxed);
     UNLOADS.store(unloads, Relaxed);
+}
+
+/// Says whether the list was updated when these were the numbers of loads and unloads.
+fn is_known(loads: u64, unloads: u64) -> bool {
+    loads != 0 && loads == LOADS.load(Relaxed) && unloads == UNLOADS.load(Relaxed)
 }
 
 /// Takes note that `image` is there.
@@ -267,10 +274,15 @@ fn forget_unseen(log: &Log, number: u32) {
     GENERATION.store(next, Release);
 }
 
-/// In the child of a fork: the thread that was updating is not there.
-pub(crate) fn after_fork() {
+/// Keeps the list from being updated until [`let_go`], so that no thread of the recorder holds the
+/// loader's lock; or does nothing, where one has it for long.
+pub(crate) fn hold() {
+    take_turn();
+}
+
+/// Lets the list be updated, also in the child of a fork, where only this thread is.
+pub(crate) fn let_go() {
     IS_UPDATING.store(false, Release);
-    MAY_HAVE_CHANGED.store(true, Relaxed);
 }
 
 /// The table of images, which only the one that updates writes.

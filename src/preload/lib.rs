@@ -26,6 +26,7 @@ mod cfi;
 mod code;
 mod elf;
 mod exit;
+mod fork;
 mod history;
 mod hooks;
 mod images;

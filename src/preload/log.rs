@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 use crate::blocks::Record;
 use crate::format::{
-    AREAS, BLOCK_CHUNKS, FLAG_BYPASSED, FLAG_FORKED, FLAG_SCRIBBLE, HEADS_PER_AREA, Header, IMAGES,
-    MAGIC, MODE_OFF, MappingRecord, NODE_CHUNKS, NODE_FIRST, VERSION,
+    AREAS, BLOCK_CHUNKS, FLAG_BYPASSED, FLAG_SCRIBBLE, HEADS_PER_AREA, Header, IMAGES, MAGIC,
+    MODE_OFF, MappingRecord, NODE_CHUNKS, NODE_FIRST, VERSION,
 };
 use crate::history::History;
 use crate::images;
@@ -16,7 +16,7 @@ use crate::next::Next;
 use crate::nodes::{Node, STACK_SETS, StackSet};
 use crate::rules::RuleSlot;
 use crate::settings::Settings;
-use crate::{exit, next, sys, thread};
+use crate::{exit, fork, next, sys};
 
 /// [`Header`], with the fields that change as atomics.
 #[repr(C)]
@@ -205,7 +205,7 @@ impl Log {
             images::update(self);
         }
         header.magic.store(u64::from_le_bytes(MAGIC), Release);
-        register_fork_handler();
+        fork::register();
         exit::begin();
     }
 
@@ -343,32 +343,4 @@ fn vdso_clock() -> Option<extern "C" fn(usize, *mut [i64; 2]) -> i32> {
     let at = next::anywhere(c"__vdso_clock_gettime")?;
     // SAFETY: the vdso's function of that name has this type.
     Some(unsafe { core::mem::transmute::<usize, extern "C" fn(usize, *mut [i64; 2]) -> i32>(at) })
-}
-
-/// Has the C library call [`after_fork`] in the child of each fork.
-fn register_fork_handler() {
-    type Handler = Option<extern "C" fn()>;
-    if let Some(at) = next::anywhere(c"__register_atfork") {
-        // SAFETY: the function of glibc of that name has this type.
-        let register: extern "C" fn(Handler, Handler, Handler, usize) -> i32 =
-            unsafe { core::mem::transmute(at) };
-        register(None, None, Some(after_fork), 0);
-    } else if let Some(at) = next::anywhere(c"pthread_atfork") {
-        // SAFETY: POSIX says that it has this type.
-        let register: extern "C" fn(Handler, Handler, Handler) -> i32 =
-            unsafe { core::mem::transmute(at) };
-        register(None, None, Some(after_fork));
-    }
-}
-
-/// The log of the child is the copy that it has in its own memory.
-extern "C" fn after_fork() {
-    let Some(log) = get() else { return };
-    log.header.pid.store(sys::process_id(), Relaxed);
-    log.header.flags.fetch_or(FLAG_FORKED, Relaxed);
-    thread::after_fork();
-    images::after_fork();
-    if let Some(history) = &log.history {
-        history.after_fork();
-    }
 }

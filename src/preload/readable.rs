@@ -100,7 +100,10 @@ mod tests {
         assert_eq!(readable.word(at + 3 * PAGE), None);
         assert_eq!(readable.word(at - 8), None);
         assert_eq!(readable.word(usize::MAX - 3), None);
-        assert_eq!(readable.word(8), None);
+        for low in [0, 2, 8, 4088, 4096] {
+            assert_eq!(readable.word(low), None);
+            assert_eq!(Readable::default().word(low), None);
+        }
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub(crate) fn is_readable(at: usize) -> bool {
     let arguments = [NO_SUCH_OPERATION, at, 0, SIGNAL_SET_SIZE, 0, 0];
     // SAFETY: the call reads eight bytes, if it can, and writes none.
     let result = unsafe { call(RT_SIGPROCMASK, arguments) };
-    result != EFAULT
+    // To the kernel, a null pointer is no signal set, and no fault.
+    at != 0 && result != EFAULT
 }
 
 /// The process id, in the namespace of the process.

@@ -10,7 +10,7 @@ use crate::log::Log;
 use crate::readable::Readable;
 use crate::settings::DEPTH_MAX;
 use crate::unwind::UseOfPointer;
-use crate::{arch, next, sys};
+use crate::{arch, fork, next, sys};
 
 /// What lies in a thread's own memory: little, since it takes from the thread's stack.
 #[derive(Debug)]
@@ -197,15 +197,17 @@ pub(crate) fn register(log: &Log, local: &'static Local) {
     let Some(at) = take(log) else { return };
     local.thread.set(at);
     drop(busy);
+    fork::thread_begins();
     tell_at_end(at);
 }
 
 #[cold]
 fn tell_at_end(at: usize) {
     type Destructor = extern "C" fn(usize);
+    static CREATE: Function = Function::new();
     let mut key = KEY.load(Acquire);
     if key == 0 {
-        let Some(create) = next::anywhere(c"pthread_key_create") else {
+        let Some(create) = CREATE.find(c"pthread_key_create") else {
             return;
         };
         // SAFETY: POSIX says that the function has this type.
@@ -224,8 +226,25 @@ fn tell_at_end(at: usize) {
     set_specific(key - 1, at);
 }
 
+/// A function of the C library, looked up once.
+struct Function(AtomicUsize);
+
+impl Function {
+    const fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    fn find(&self, name: &core::ffi::CStr) -> Option<usize> {
+        match self.0.load(Relaxed) {
+            0 => next::anywhere(name).inspect(|found| self.0.store(*found, Relaxed)),
+            found => Some(found),
+        }
+    }
+}
+
 fn set_specific(key: u32, at: usize) {
-    let Some(set) = next::anywhere(c"pthread_setspecific") else {
+    static SET: Function = Function::new();
+    let Some(set) = SET.find(c"pthread_setspecific") else {
         return;
     };
     // SAFETY: POSIX says that the function has this type.
@@ -252,6 +271,7 @@ extern "C" fn thread_ends(at: usize) {
     local.has_ended.set(true);
     local.thread.set(0);
     give_back(at);
+    fork::thread_ends();
 }
 
 /// The memory of a thread that has ended, or a new one.
