@@ -3,16 +3,17 @@
 #
 #   tests/versions.sh [SEEDS [FOLDER]]        (default: 3 seeds, a temporary folder)
 #
-# Needs Debian or Ubuntu on x86_64 with gcc and python3, and the network unless FOLDER has the
-# packages already. It fetches the C libraries of other suites of Debian from the mirror that this
-# machine is set up for, unpacks them in FOLDER (nothing is installed), and builds two fixtures
-# against each: generator.c, which knows its live and leaked blocks, and heap_modes.c, which brings
-# the heap into unusual states. Each runs under each release and mode, started once by the kernel,
-# and once as an argument of the dynamic loader, which is then the program that the process runs.
+# Needs Debian or Ubuntu on x86_64 with gcc, gcc-multilib and python3, and the network unless FOLDER
+# has the packages already. It fetches the C libraries of other suites of Debian, for x86-64 and for
+# i386, from the mirror that this machine is set up for, unpacks them in FOLDER (nothing is
+# installed), and builds two fixtures against each: generator.c, which knows its live and leaked
+# blocks, and heap_modes.c, which brings the heap into unusual states. Each runs under each release
+# and mode, started once by the kernel, once as an argument of the dynamic loader, which is then the
+# program that the process runs, and once statically linked.
 #
 # Prints a line for each run, and a summary. Exits 1 if rleaks differs from the truth anywhere:
 # blocks missing or surplus, usable sizes, leaks. RLEAKS names another rleaks to try. ONLY is a
-# regular expression for the lines to run.
+# regular expression for the lines to run, MACHINES those to run them for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,7 @@ folder=$(realpath "$folder")
 only=${ONLY:-.}
 # 2.31, 2.36, 2.41, and the newest.
 suites=(bullseye bookworm trixie sid)
+read -ra machines <<<"${MACHINES:-x86_64 i386}"
 
 # Environment variables, and the words that heap_modes.c takes. Without words both fixtures run.
 # A tunable that a release does not have changes nothing there.
@@ -87,14 +89,15 @@ Dir::Etc::SourceParts "-";
 Dir::State::Lists "$here/apt/lists";
 Dir::State::Status "/dev/null";
 Dir::Cache "$here/apt/cache";
-APT::Architectures "amd64";
+APT::Architecture "amd64";
+APT::Architectures { "amd64"; "i386"; };
 Acquire::Languages "none";
 CONF
     (
         cd "$here"
         export APT_CONFIG=$here/apt/apt.conf
         apt-get update -qq
-        apt-get download -qq libc6 libc6-dev
+        apt-get download -qq {libc6,libc6-dev}:{amd64,i386}
         for package in *.deb; do
             dpkg --extract "$package" root.new
         done
@@ -102,45 +105,64 @@ CONF
     )
 }
 
-# The folder with the shared libraries of a suite.
+# The folder with the shared libraries of a suite for a machine.
 libraries() {
     local place
     for place in "$folder/$1/root/lib" "$folder/$1/root/usr/lib"; do
-        if [ -e "$place/x86_64-linux-gnu/libc.so.6" ]; then
-            echo "$place/x86_64-linux-gnu"
+        if [ -e "$place/$2-linux-gnu/libc.so.6" ]; then
+            echo "$place/$2-linux-gnu"
             return
         fi
     done
-    echo "versions.sh: no C library in $folder/$1" >&2
+    echo "versions.sh: no C library for $2 in $folder/$1" >&2
     exit 2
 }
 
-# Builds the fixtures against the C library of a suite; they run with it.
+# The dynamic loader of a suite for a machine.
+loader() {
+    local name=ld-linux.so.2
+    [ "$2" = i386 ] || name=ld-linux-x86-64.so.2
+    echo "$(libraries "$1" "$2")/$name"
+}
+
+# Builds the fixtures against the C library of a suite, dynamically and statically linked.
 build() {
-    local suite=$1 root=$folder/$1/root link=$folder/$1/link library name
-    library=$(libraries "$suite")
+    local suite=$1 machine=$2 root=$folder/$1/root link=$folder/$1/link-$2 library name flags static
+    library=$(libraries "$suite" "$machine")
     rm -rf "$link"
     mkdir -p "$link"
-    ln -s "$root"/usr/lib/x86_64-linux-gnu/*.[oa] "$link"
-    echo "GROUP ( $library/libc.so.6 $link/libc_nonshared.a AS_NEEDED ( $library/ld-linux-x86-64.so.2 ) )" >"$link/libc.so"
+    ln -s "$root/usr/lib/$machine-linux-gnu"/*.[oa] "$link"
+    echo "GROUP ( $library/libc.so.6 $link/libc_nonshared.a AS_NEEDED ( $(loader "$suite" "$machine") ) )" >"$link/libc.so"
     for name in pthread dl; do
         # Up to 2.33; later ones have these in libc, and an empty archive.
         [ "$(stat --format %s "$link/lib$name.a" -L)" -lt 100 ] ||
             ln -s "$library/lib$name".so.[0-9] "$link/lib$name.so"
     done
+    flags=(-O1 -g -pthread -isystem "$root/usr/include" -isystem "$root/usr/include/$machine-linux-gnu"
+        -B"$link" -L"$link")
+    [ "$machine" = x86_64 ] || flags+=(-m32)
+    static=(-static)
+    # The compiler's unwinder calls it, from 2.35 on; no fixture unwinds.
+    grep --quiet _dl_find_object "$link/libc.a" || static+=(-Wl,--defsym=_dl_find_object=abort)
     for name in generator heap_modes; do
-        gcc -O1 -g -pthread -isystem "$root/usr/include" -isystem "$root/usr/include/x86_64-linux-gnu" \
-            -B"$link" -L"$link" -Wl,-rpath-link,"$library" -Wl,-rpath,"$library" \
-            -Wl,--dynamic-linker="$library/ld-linux-x86-64.so.2" \
-            -o "$folder/$suite/$name" "fixtures/$name.c" -ldl
+        gcc "${flags[@]}" -Wl,-rpath-link,"$library" -Wl,-rpath,"$library" \
+            -Wl,--dynamic-linker="$(loader "$suite" "$machine")" \
+            -o "$folder/$suite/$name-$machine" "fixtures/$name.c" -ldl
+        # Its warning is about dlmopen(), which no static program of ours calls.
+        gcc "${flags[@]}" "${static[@]}" -o "$folder/$suite/$name-$machine-static" "fixtures/$name.c" -ldl \
+            2>"$folder/$suite/static.log" || { cat "$folder/$suite/static.log" >&2; exit 2; }
     done
+}
+
+# Says whether programs that this machine's linker has linked with the static library of a suite
+# run: the linker may be too old for it.
+runs_static() {
+    "$folder/$1/generator-$2-static" 1 2 100 </dev/null >/dev/null 2>&1
 }
 
 # The release, from what the library says when it is run.
 release() {
-    local library
-    library=$(libraries "$1")
-    "$library/ld-linux-x86-64.so.2" "$library/libc.so.6" |
+    "$(loader "$1" "$2")" "$(libraries "$1" "$2")/libc.so.6" |
         sed --quiet '1s/.*release version \([0-9.]*[0-9]\).*/\1/p'
 }
 
@@ -156,26 +178,30 @@ check() {
     echo "$what: $result"
 }
 
-# Runs a mode, given as a line of the table, with all seeds and both ways to start.
+# Runs a mode, given as a line of the table, with all seeds and all ways to start.
 run_mode() {
-    local suite=$1 mode=$2 words= setting environment=() library seed
-    shift 2
+    local suite=$1 machine=$2 mode=$3 words= setting environment=() seed suffix
+    shift 3
     for setting; do
         case $setting in
         words=*) words=${setting#words=} ;;
         *) environment+=("$setting") ;;
         esac
     done
-    library=$(libraries "$suite")
     for ((seed = 1; seed <= seeds; seed++)); do
-        for started in kernel loader; do
+        for started in kernel loader static; do
             command=(env "${environment[@]}")
-            [ "$started" = kernel ] || command+=("$library/ld-linux-x86-64.so.2" --library-path "$library")
+            suffix=$machine
+            case $started in
+            loader) command+=("$(loader "$suite" "$machine")" --library-path "$(libraries "$suite" "$machine")") ;;
+            # A static program loads no second libc.
+            static) suffix+=-static && "$static_runs" && [ "$words" != namespace ] || continue ;;
+            esac
             [ -n "$words" ] ||
                 check "$version" "$started" "$mode generator" "$seed" "${command[@]}" \
-                    "$folder/$suite/generator" "$seed" $((seed % 7)) $((1000 + seed % 10 * 500))
+                    "$folder/$suite/generator-$suffix" "$seed" $((seed % 7)) $((1000 + seed % 10 * 500))
             check "$version" "$started" "$mode heap_modes" "$seed" "${command[@]}" \
-                "$folder/$suite/heap_modes" "${words:-plain}" "$seed" $((seed * 3 % 13)) $((1000 * (seed % 9 + 1)))
+                "$folder/$suite/heap_modes-$suffix" "${words:-plain}" "$seed" $((seed * 3 % 13)) $((1000 * (seed % 9 + 1)))
         done
     done
 }
@@ -186,12 +212,17 @@ declare -A runs exact
 versions=()
 for suite in "${suites[@]}"; do
     fetch "$suite"
-    build "$suite"
-    version=$(release "$suite")
-    versions+=("$version")
-    for mode in "${modes[@]}"; do
-        # shellcheck disable=SC2086 # The columns of the table are words.
-        run_mode "$suite" $mode
+    for machine in "${machines[@]}"; do
+        build "$suite" "$machine"
+        version="$(release "$suite" "$machine") $machine"
+        static_runs=true
+        runs_static "$suite" "$machine" ||
+            { static_runs=false && echo "$version: static programs do not run as this linker links them: left out"; }
+        versions+=("$version")
+        for mode in "${modes[@]}"; do
+            # shellcheck disable=SC2086 # The columns of the table are words.
+            run_mode "$suite" "$machine" $mode
+        done
     done
 done
 

@@ -117,30 +117,48 @@ fn exporter(memory: &dyn Memory, module: &Module) -> Option<Exporter> {
 }
 
 /// The string that `gnu_get_libc_version` returns. All that the function does is to load its
-/// address: `lea rax, [rip + offset]; ret`, with or without a landing pad before it.
+/// address, with or without a landing pad before that.
 fn glibc_version(memory: &dyn Memory, symbols: &[DynamicSymbol]) -> Option<String> {
-    const LANDING_PAD: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-    const LOAD_ADDRESS: [u8; 3] = [0x48, 0x8d, 0x05];
+    const LANDING_PADS: [[u8; 4]; 2] = [[0xf3, 0x0f, 0x1e, 0xfa], [0xf3, 0x0f, 0x1e, 0xfb]];
     let function = symbols
         .iter()
         .find(|symbol| symbol.is_defined && symbol.name == "gnu_get_libc_version")?;
-    let mut code = [0; 12];
+    let mut code = [0; 24];
     let count = memory.read(function.value, &mut code);
-    let code = code.get(..count)?;
-    let load = code.strip_prefix(&LANDING_PAD).unwrap_or(code);
-    let offset = load.strip_prefix(&LOAD_ADDRESS)?.first_chunk()?;
-    // The offset counts from the next instruction.
-    let skipped = if load.len() < code.len() { 4 } else { 0 };
-    let after = function.value.checked_add(skipped)?.checked_add(7)?;
-    let string = after
-        .0
-        .wrapping_add_signed(i32::from_le_bytes(*offset).into());
+    let mut code = code.get(..count)?;
+    let mut start = function.value;
+    if LANDING_PADS.iter().any(|pad| code.starts_with(pad)) {
+        code = code.get(4..)?;
+        start = start.checked_add(4)?;
+    }
+    let string = loaded_address(start, code).or_else(|| loaded_address_32(start, code))?;
     let mut text = [0; 16];
-    let count = memory.read(Addr(string), &mut text);
+    let count = memory.read(string, &mut text);
     let text = text.get(..count)?.split(|byte| *byte == 0).next()?;
     let is_version =
         text.first() == Some(&b'2') && text.iter().all(|b| b.is_ascii_digit() || *b == b'.');
     is_version.then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// What `lea rax, [rip + offset]` loads: the offset counts from the next instruction.
+fn loaded_address(start: Addr, code: &[u8]) -> Option<Addr> {
+    let offset = code.strip_prefix(&[0x48, 0x8d, 0x05])?.first_chunk()?;
+    let next = start.checked_add(7)?.0;
+    Some(Addr(
+        next.wrapping_add_signed(i32::from_le_bytes(*offset).into()),
+    ))
+}
+
+/// What i386 code loads: `call` of a function that returns where it was called from,
+/// `add eax, table`, `lea eax, [eax + offset]`.
+fn loaded_address_32(start: Addr, code: &[u8]) -> Option<Addr> {
+    let (_, code) = code.strip_prefix(&[0xe8])?.split_first_chunk::<4>()?;
+    let (table, code) = code.strip_prefix(&[0x05])?.split_first_chunk()?;
+    let offset = code.strip_prefix(&[0x8d, 0x80])?.first_chunk()?;
+    let here = u32::try_from(start.checked_add(5)?.0).ok()?;
+    let table = here.wrapping_add(u32::from_le_bytes(*table));
+    let string = table.wrapping_add(u32::from_le_bytes(*offset));
+    Some(Addr(string.into()))
 }
 
 /// Allocators by the functions that only they export, and by the names of their files.
@@ -363,6 +381,19 @@ mod tests {
             memory.bytes[0x100] = b'x';
             assert_eq!(glibc_version(&memory, &symbols), None);
         }
+    }
+
+    #[test]
+    fn the_version_of_an_i386_library_is_told() {
+        let mut memory = FakeMemory::zeroed(0x1000, 0x200);
+        // call; add eax, 0x2000; lea eax, [eax - 0x1f05]; ret: from 0x1005 to 0x1100.
+        let code = [
+            0xe8, 1, 2, 3, 4, 0x05, 0, 0x20, 0, 0, 0x8d, 0x80, 0xfb, 0xe0, 0xff, 0xff, 0xc3,
+        ];
+        memory.bytes[..code.len()].copy_from_slice(&code);
+        memory.bytes[0x100..0x105].copy_from_slice(b"2.31\0");
+        let symbols = [function("gnu_get_libc_version", 0x1000, 17)];
+        assert_eq!(glibc_version(&memory, &symbols).as_deref(), Some("2.31"));
     }
 
     #[test]

@@ -92,7 +92,7 @@ struct ListedImage {
     bias: usize,
     name: *const u8,
     dynamic: usize,
-    next: *const ListedImage,
+    next: *const Self,
 }
 
 /// `Elf64_Ehdr` of `<elf.h>`, up to what is used.

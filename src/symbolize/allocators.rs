@@ -267,7 +267,7 @@ fn allocates(function: &str) -> bool {
         None => (None, plain.as_str()),
     };
     match scope {
-        None => is_c_function(name),
+        None => is_c_function(name) || is_reserved_cpp_function(name),
         Some("__rustc") => is_rust_symbol(name),
         Some(scope) => {
             let is_std = plain.starts_with("std::") || plain.starts_with("__gnu_cxx::");
@@ -301,6 +301,13 @@ fn of_inherent_type(function: &str) -> Option<String> {
 fn has(table: &[(&str, &[&str])], class: &str, function: &str) -> bool {
     let mut entries = table.iter();
     entries.any(|(known, functions)| *known == class && functions.contains(&function))
+}
+
+/// Debug information names some inlined functions without their class. Names that C++ reserves for its
+/// library tell enough.
+fn is_reserved_cpp_function(name: &str) -> bool {
+    let mut functions = CPP_ALLOCATORS.iter().flat_map(|(_, functions)| *functions);
+    name.starts_with('_') && functions.any(|known| *known == name)
 }
 
 /// The clones that compilers make of a function have its name and a suffix: `malloc.part.0`.
@@ -387,6 +394,8 @@ mod tests {
             "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >::\
              _M_create(unsigned long&, unsigned long)",
             "std::string::_Rep::_S_create(unsigned long, unsigned long, std::allocator<char> const&)",
+            "_M_allocate",
+            "__allocate_guarded<std::allocator<Local> >",
             "alloc::alloc::alloc",
             "alloc::alloc::Global::alloc_impl",
             "alloc::alloc::exchange_malloc",
@@ -421,6 +430,7 @@ mod tests {
             "load_aot_module",
             "my_malloc_test",
             "mallocate",
+            "allocate",
             "getline",
             "Arena::malloc(unsigned long)",
             "game::allocator<int>::allocate(unsigned long)",

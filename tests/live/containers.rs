@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::generator::{assert_blocks_are_exact, assert_leaks_are_exact};
 use crate::support::{
-    Container, Fixture, Root, Shared, heap, heap_by, leaks, leaks_by, unprivileged,
+    Container, Fixture, Root, Shared, WIDTHS, heap, heap_by, leaks, leaks_by, unprivileged,
 };
 
 const GENERATOR: &[&str] = &["11", "4", "2000"];
@@ -43,6 +43,14 @@ fn generator_is_exact_in_a_user_namespace() {
 fn generator_is_exact_on_an_overlay() {
     let container = Container::start_as_root(Root::Overlay, "generator.c", GENERATOR);
     assert_both_views_are_exact(&container);
+}
+
+#[test]
+fn generator_is_exact_in_a_container_whatever_its_width() {
+    for build in WIDTHS {
+        let container = Container::start_built(Root::Tmpfs, "generator.c", build, GENERATOR);
+        assert_both_views_are_exact(&container);
+    }
 }
 
 #[test]

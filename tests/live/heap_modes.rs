@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Fixture, addresses, heap};
+use crate::support::{Build, Fixture, WIDTHS, addresses, heap};
 
 const MALLOC: &str = "GLIBC_TUNABLES";
 
@@ -11,28 +11,23 @@ fn check(modes: &str, environment: &[(&str, &str)]) {
     for seed in ["1", "2"] {
         let arguments = [modes, seed, "3", "3000"];
         let fixture = Fixture::start_in("heap_modes.c", &arguments, environment);
-        let mut found = addresses(&heap(&fixture.pid())["blocks"]);
-        let vectors = fixture.libc.keys().filter(|at| found.remove(at).is_some());
-        assert_eq!(
-            vectors.count(),
-            fixture.libc.len(),
-            "{modes} {environment:?}"
-        );
-        let difference: BTreeMap<_, _> = found
-            .iter()
-            .filter(|(at, size)| fixture.live.get(at) != Some(size))
-            .chain(
-                fixture
-                    .live
-                    .iter()
-                    .filter(|(at, size)| found.get(at) != Some(size)),
-            )
-            .collect();
-        assert!(
-            difference.is_empty(),
-            "{modes} {environment:?} {difference:x?}"
-        );
+        assert_blocks_are_exact(&fixture, &format!("{modes} {seed} {environment:?}"));
     }
+}
+
+fn assert_blocks_are_exact(fixture: &Fixture, name: &str) {
+    let mut found = fixture.without_loader(addresses(&heap(&fixture.pid())["blocks"]));
+    let vectors = fixture.libc.keys().filter(|at| found.remove(at).is_some());
+    assert_eq!(vectors.count(), fixture.libc.len(), "{name}");
+    let surplus = found
+        .iter()
+        .filter(|(at, size)| fixture.live.get(at) != Some(size));
+    let missing = fixture
+        .live
+        .iter()
+        .filter(|(at, size)| found.get(at) != Some(size));
+    let difference: BTreeMap<_, _> = surplus.chain(missing).collect();
+    assert!(difference.is_empty(), "{name} {difference:x?}");
 }
 
 #[test]
@@ -97,4 +92,38 @@ fn blocks_are_exact_in_the_child_of_a_process_with_threads() {
 fn zero_blocks_of_the_size_of_a_thread_cache_are_blocks() {
     check("zeros", &[]);
     check("zeros+fork", &[(MALLOC, "glibc.malloc.tcache_count=0")]);
+}
+
+#[test]
+fn blocks_are_exact_in_i386_and_static_programs() {
+    for build in WIDTHS {
+        for modes in [
+            "plain",
+            "trim",
+            "sbrk",
+            "blocked",
+            "sbrk+blocked",
+            "imitations",
+            "exited",
+            "killed",
+            "fork+blocked",
+            "zeros",
+        ] {
+            let fixture = Fixture::start_built("heap_modes.c", build, &[modes, "4", "3", "3000"]);
+            assert_blocks_are_exact(&fixture, &format!("{build:?} {modes}"));
+        }
+    }
+}
+
+/// It is another libc of the same width: only programs that load something can have it.
+#[test]
+fn blocks_of_a_second_libc_are_exact_on_i386() {
+    for seed in ["1", "4"] {
+        let arguments = ["namespace", seed, "3", "3000"];
+        let fixture = Fixture::start_built("heap_modes.c", Build::I386, &arguments);
+        let found = addresses(&heap(&fixture.pid())["blocks"]);
+        for (at, size) in &fixture.live {
+            assert_eq!(found.get(at), Some(size), "{at:#x} {seed}");
+        }
+    }
 }

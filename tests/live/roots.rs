@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::support::{Fixture, addresses, compile, leaks, leaks_without_roots};
+use crate::support::{Build, Fixture, addresses, compile, leaks, leaks_without_roots};
 
 /// rleaks reports exactly the blocks that the fixture leaked: nothing missing, nothing else.
 fn assert_leaks_are_true(fixture: &Fixture) {
@@ -31,40 +31,41 @@ fn assert_class_alone_reaches(
     }
 }
 
-fn check_class(file: &str, class: &str) {
-    let fixture = Fixture::start(file);
+/// The live blocks of a fixture are reached, and by this class of roots alone.
+pub(crate) fn check_class(file: &str, class: &str, build: Build) {
+    let fixture = Fixture::start_built(file, build, &[]);
     assert_leaks_are_true(&fixture);
     assert_class_alone_reaches(&fixture, class, fixture.live.keys().copied());
 }
 
 #[test]
 fn globals_are_roots_and_so_is_what_was_made_read_only() {
-    check_class("root_globals.c", "globals");
+    check_class("root_globals.c", "globals", Build::Usual);
 }
 
 #[test]
 fn live_frames_are_roots() {
-    check_class("root_stack.c", "stacks");
+    check_class("root_stack.c", "stacks", Build::Usual);
 }
 
 #[test]
 fn red_zone_below_the_stack_pointer_is_a_root() {
-    check_class("root_redzone.c", "stacks");
+    check_class("root_redzone.c", "stacks", Build::Usual);
 }
 
 #[test]
 fn general_and_vector_registers_are_roots() {
-    check_class("root_registers.c", "registers");
+    check_class("root_registers.c", "registers", Build::Usual);
 }
 
 #[test]
 fn other_private_and_shared_memory_is_a_root() {
-    check_class("root_other.c", "other");
+    check_class("root_other.c", "other", Build::Usual);
 }
 
 #[test]
 fn what_the_kernel_holds_is_a_root() {
-    check_class("root_kernel.c", "kernel");
+    check_class("root_kernel.c", "kernel", Build::Usual);
 }
 
 #[test]

@@ -22,9 +22,29 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Fixture, leaks};
+use crate::support::{Build, Fixture, leaks};
 
-const SCANS: usize = 3;
+/// How a call is tried: by a program of which width, and scanned how often while it is blocked.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    build: Build,
+    scans: usize,
+}
+
+const SCANNED: Trial = Trial {
+    build: Build::Usual,
+    scans: 3,
+};
+const UNDISTURBED: Trial = Trial {
+    build: Build::Usual,
+    scans: 0,
+};
+/// Its calls have other numbers, some are parts of others, and some have a second number.
+const I386: Trial = Trial {
+    build: Build::I386,
+    scans: 1,
+};
+
 /// How late the end of a call may be noticed on a loaded machine.
 const SLACK: Duration = Duration::from_secs(4);
 /// As Linux numbers them on x86-64.
@@ -98,31 +118,31 @@ fn scan(blocked: &Fixture, scans: usize) {
     }
 }
 
-fn check_end(call: &str, scans: usize, command: &str, expected: &Outcome) {
-    let blocked = Fixture::start_with("blocked.c", &[call]);
-    scan(&blocked, scans);
+fn check_end(call: &str, trial: Trial, command: &str, expected: &Outcome) {
+    let blocked = Fixture::start_built("blocked.c", trial.build, &[call]);
+    scan(&blocked, trial.scans);
     let (outcome, _) = end(blocked, command);
-    assert_eq!(outcome, *expected, "{call} after {scans} scans");
+    assert_eq!(outcome, *expected, "{call} {trial:?}");
 }
 
-fn finishes(call: &str, scans: usize, expected: &Outcome) {
-    check_end(call, scans, "finish", expected);
+fn finishes(call: &str, trial: Trial, expected: &Outcome) {
+    check_end(call, trial, "finish", expected);
 }
 
-fn is_signalled(call: &str, scans: usize, expected: &Outcome) {
-    check_end(call, scans, "signal", expected);
+fn is_signalled(call: &str, trial: Trial, expected: &Outcome) {
+    check_end(call, trial, "signal", expected);
 }
 
 /// The timeout ends no earlier than it must, and no later than documented.
-fn check_timeout(call: &str, scans: usize, starts_afresh: bool, expected: &Outcome) {
-    let timeout = Duration::from_millis(if scans == 0 { 500 } else { 2500 });
+fn check_timeout(call: &str, trial: Trial, starts_afresh: bool, expected: &Outcome) {
+    let timeout = Duration::from_millis(500 + 700 * trial.scans as u64);
     let milliseconds = timeout.as_millis().to_string();
     let start = Instant::now();
-    let blocked = Fixture::start_with("blocked.c", &[call, &milliseconds]);
-    scan(&blocked, scans);
+    let blocked = Fixture::start_built("blocked.c", trial.build, &[call, &milliseconds]);
+    scan(&blocked, trial.scans);
     let scanned = start.elapsed();
     let (outcome, elapsed) = end(blocked, "wait");
-    assert_eq!(outcome, *expected, "{call} after {scans} scans");
+    assert_eq!(outcome, *expected, "{call} {trial:?}");
     let begin = if starts_afresh {
         scanned
     } else {
@@ -130,43 +150,48 @@ fn check_timeout(call: &str, scans: usize, starts_afresh: bool, expected: &Outco
     };
     assert!(
         elapsed >= timeout && elapsed < begin + timeout + SLACK,
-        "{call} took {elapsed:?} with a timeout of {timeout:?}, {scans} scans until {scanned:?}"
+        "{call} took {elapsed:?} with a timeout of {timeout:?}, {trial:?} until {scanned:?}"
     );
 }
 
-fn keeps_time(call: &str, scans: usize, expected: &Outcome) {
-    check_timeout(call, scans, false, expected);
+fn keeps_time(call: &str, trial: Trial, expected: &Outcome) {
+    check_timeout(call, trial, false, expected);
 }
 
-fn keeps_time_or_starts_afresh(call: &str, scans: usize, expected: &Outcome) {
-    check_timeout(call, scans, true, expected);
+fn keeps_time_or_starts_afresh(call: &str, trial: Trial, expected: &Outcome) {
+    check_timeout(call, trial, true, expected);
 }
 
 /// The call returns how much it did, and no error.
-fn returns_a_count(call: &str, scans: usize, whole: &Outcome) {
-    let blocked = Fixture::start_with("blocked.c", &[call]);
-    scan(&blocked, scans);
+fn returns_a_count(call: &str, trial: Trial, whole: &Outcome) {
+    let blocked = Fixture::start_built("blocked.c", trial.build, &[call]);
+    scan(&blocked, trial.scans);
     let (outcome, _) = end(blocked, "finish");
     assert!(
         outcome.value > 0 && outcome.value <= whole.value && outcome.error == 0,
-        "{call} after {scans} scans: {outcome:?}"
+        "{call} {trial:?}: {outcome:?}"
     );
-    assert!(scans > 0 || outcome == *whole, "{call}: {outcome:?}");
+    assert!(trial.scans > 0 || outcome == *whole, "{call}: {outcome:?}");
 }
 
-/// A test with scans for each call, and one without scans for all of them.
+/// A test with scans for each call, one without scans for all of them, and one of i386.
 macro_rules! each {
     ($check:ident: $($call:ident $expected:expr;)+) => {
         $(
             #[test]
             fn $call() {
-                $check(stringify!($call), SCANS, &$expected);
+                $check(stringify!($call), SCANNED, &$expected);
             }
         )+
 
         #[test]
         fn without_scans() {
-            $($check(stringify!($call), 0, &$expected);)+
+            $($check(stringify!($call), UNDISTURBED, &$expected);)+
+        }
+
+        #[test]
+        fn on_i386() {
+            $($check(stringify!($call), I386, &$expected);)+
         }
     };
 }
@@ -319,5 +344,55 @@ mod parts {
         write_more_than_fits Outcome::value(256 * 1024);
         send_more_than_fits Outcome::value(256 * 1024);
         recv_waitall Outcome::value(8);
+    }
+}
+
+/// i386 has these beside those with 32-bit times.
+mod time64 {
+    use super::*;
+
+    #[test]
+    fn calls_finish() {
+        for (call, expected) in [
+            ("futex_time64", Outcome::value(0)),
+            ("ppoll_time64", Outcome::value(1)),
+            ("pselect_time64", Outcome::value(1)),
+            ("sigtimedwait_time64", Outcome::value(SIGUSR2)),
+            ("semtimedop_time64", Outcome::value(0)),
+            ("recvmmsg_time64", Outcome::value(1)),
+            ("io_pgetevents_time64", Outcome::value(1)),
+        ] {
+            finishes(call, I386, &expected);
+        }
+    }
+
+    #[test]
+    fn calls_expire() {
+        keeps_time("futex_time64", I386, &Outcome::error(ETIMEDOUT));
+        for call in ["ppoll_time64", "pselect_time64", "clock_nanosleep_time64"] {
+            keeps_time(call, I386, &Outcome::value(0));
+        }
+        for call in [
+            "sigtimedwait_time64",
+            "semtimedop_time64",
+            "recvmmsg_time64",
+        ] {
+            keeps_time_or_starts_afresh(call, I386, &Outcome::error(EAGAIN));
+        }
+        keeps_time_or_starts_afresh("io_pgetevents_time64", I386, &Outcome::value(0));
+    }
+
+    #[test]
+    fn calls_are_signalled() {
+        for call in [
+            "ppoll_time64",
+            "pselect_time64",
+            "sigtimedwait_time64",
+            "semtimedop_time64",
+            "recvmmsg_time64",
+            "io_pgetevents_time64",
+        ] {
+            is_signalled(call, I386, &Outcome::interrupted());
+        }
     }
 }

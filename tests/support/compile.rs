@@ -31,6 +31,14 @@ pub(crate) enum Build {
     AddressSanitizer,
 }
 
+/// The builds that differ from the usual one in their width, or in that nothing is loaded.
+pub(crate) const WIDTHS: [Build; 4] = [
+    Build::I386,
+    Build::I386Static,
+    Build::Static,
+    Build::StaticPie,
+];
+
 impl Build {
     /// What is added to the usual flags.
     fn flags(self) -> &'static [&'static str] {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::compile::{Build, compile_as};
 use super::fixture::Fixture;
 use super::isolated::Shared;
 
@@ -30,21 +31,26 @@ pub(crate) struct Container {
 impl Container {
     /// Runs `fixtures/FILE` as root of a user namespace of its own.
     pub(crate) fn start(root: Root, file: &str, arguments: &[&str]) -> Self {
-        Self::new(root, true, file, arguments)
+        Self::new(root, true, (file, Build::Usual), arguments)
+    }
+
+    /// The same, built in another way than usual.
+    pub(crate) fn start_built(root: Root, file: &str, build: Build, arguments: &[&str]) -> Self {
+        Self::new(root, true, (file, build), arguments)
     }
 
     /// Runs it as the same root that the test is.
     pub(crate) fn start_as_root(root: Root, file: &str, arguments: &[&str]) -> Self {
-        Self::new(root, false, file, arguments)
+        Self::new(root, false, (file, Build::Usual), arguments)
     }
 
-    fn new(root: Root, has_users: bool, file: &str, arguments: &[&str]) -> Self {
+    fn new(root: Root, has_users: bool, program: (&str, Build), arguments: &[&str]) -> Self {
         let shared = Shared::new();
         let [staged, place] = ["staged", "place"].map(|name| shared.path().join(name));
         for folder in ["staged/proc", "place", "place.upper"] {
             fs::create_dir_all(shared.path().join(folder)).unwrap();
         }
-        stage(&staged, &Fixture::program(file), "fixture");
+        stage(&staged, &compile_as(program.0, program.1), "fixture");
         stage(&staged, Path::new(env!("CARGO_BIN_EXE_rleaks")), "rleaks");
 
         let mut command = Command::new("unshare");

@@ -22,6 +22,9 @@ pub(crate) struct Leak {
     pub(crate) type_name: Option<String>,
 }
 
+/// What glibc's dynamic loader keeps of the program itself, in a static one.
+const LOADER_BLOCKS: usize = 5;
+
 /// A fixture that has said `ready`. Dropping it kills it.
 #[derive(Debug)]
 pub(crate) struct Fixture {
@@ -100,6 +103,20 @@ impl Fixture {
         self.pid.to_string()
     }
 
+    /// The blocks of `reported` that the fixture can know of. In a static program, the parts of the
+    /// dynamic loader that are in it allocate before anything else does.
+    pub(crate) fn without_loader(&self, mut reported: BTreeMap<u64, u64>) -> BTreeMap<u64, u64> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid)).unwrap();
+        let known = self.live.keys().chain(self.leaks.keys());
+        let known = known.chain(self.libc.keys());
+        if let Some(first) = known.min().filter(|_| !maps.contains("/ld-linux")) {
+            let own = reported.split_off(first);
+            assert!(reported.len() <= LOADER_BLOCKS, "{reported:x?}");
+            return own;
+        }
+        reported
+    }
+
     fn learn(&mut self, line: &str) {
         let fields: Vec<&str> = line.split(' ').collect();
         match *fields.as_slice() {
@@ -121,7 +138,7 @@ impl Fixture {
             ["libc", address, name] => {
                 self.libc.insert(parse_address(address), name.to_owned());
             }
-            ["dead", _, _] => {}
+            ["dead", _, _] | ["loader"] => {}
             ["pid", pid] => self.pid = pid.parse().unwrap(),
             _ => panic!("the fixture said {line:?}"),
         }

@@ -10,7 +10,7 @@ mod program;
 mod recorder;
 mod report;
 
-pub(crate) use compile::{Build, compile, compile_as};
+pub(crate) use compile::{Build, WIDTHS, compile, compile_as};
 pub(crate) use container::{Container, Root};
 pub(crate) use fixture::{Fixture, Leak};
 pub(crate) use isolated::{Shared, unprivileged};

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 SHOWN = 6
-# What the dynamic loader keeps of a library that the program loads.
+# What the dynamic loader keeps of a library that the program loads, or, in a static program, of the program.
 LOADER_BLOCKS = 9
 
 
@@ -39,10 +39,15 @@ def addresses(entries):
     return {int(entry["address"], 16): entry["size"] for entry in entries}
 
 
-def word(pid, address):
+def word_size(pid):
+    with open(f"/proc/{pid}/exe", "rb") as program:
+        return {1: 4, 2: 8}[program.read(5)[4]]
+
+
+def word(pid, address, size):
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         memory.seek(address)
-        return int.from_bytes(memory.read(8), "little")
+        return int.from_bytes(memory.read(size), "little")
 
 
 def text(pid, address, size):
@@ -53,12 +58,19 @@ def text(pid, address, size):
 
 def name_of(pid, address, size):
     """What libc keeps in a block that the fixture does not know, or None."""
-    # A DTV starts with its number of slots, and the generation of its modules.
-    if word(pid, address) in range(14, 64) and (size - 24) // 16 >= word(pid, address):
+    # A DTV starts with its number of slots, of two words each, and the generation of its modules.
+    width = word_size(pid)
+    slots = word(pid, address, width)
+    if slots in range(14, 64) and (size - 3 * width) // (2 * width) >= slots:
         return "dtv"
     if size < 256 and ".so" in text(pid, address, size):
         return "path"
     return None
+
+
+def is_static(pid):
+    with open(f"/proc/{pid}/maps") as maps:
+        return "/ld-linux" not in maps.read()
 
 
 def compare(what, found, truth, problems):
@@ -93,7 +105,8 @@ def check(rleaks, process, lines):
     if named.count("dtv") < len(libc):
         problems.append(f"{len(libc)} dtv expected, {named.count('dtv')} found")
     unknown = sorted(set(found) - set(truth))
-    if any(line[0] == "loader" for line in lines) and len(unknown) <= LOADER_BLOCKS:
+    has_loader = is_static(pid) or any(line[0] == "loader" for line in lines)
+    if has_loader and len(unknown) <= LOADER_BLOCKS:
         report, error = run(rleaks, pid)
         leaks = addresses(report["leaks"]) if report else unknown
         for at in [at for at in unknown if at not in leaks]:

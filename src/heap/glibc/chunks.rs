@@ -135,7 +135,8 @@ impl Segment {
     /// Says whether a segment may begin with `header`: a quick test that sorts out most words.
     pub(super) fn may_begin_with(&self, header: u64) -> bool {
         let chunk = Chunk::new(self.start, header);
-        chunk.flags & PREV_INUSE != 0 && self.is_chunk(chunk)
+        // The size of `top` is what is left: on i386, not a multiple of the alignment.
+        chunk.flags & PREV_INUSE != 0 && (chunk.addr == self.top || self.is_chunk(chunk))
     }
 
     /// The end of the segment, if `chunk` is what ends it.
@@ -227,6 +228,7 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heap::glibc::layout::arenas;
     use crate::memory::FakeMemory;
 
     const BASE: u64 = 0x10000;
@@ -296,6 +298,17 @@ mod tests {
             assert_eq!(starts(&walk), [0x10]);
             assert!(walk.is_complete() && walk.problems.is_empty());
         }
+    }
+
+    #[test]
+    fn a_segment_may_be_all_top() {
+        let [.., layout, _] = arenas(Width::Four);
+        let mut segment = segment(BASE + 8, Fence::Double);
+        segment.chunks = layout.chunks;
+        segment.start = Addr(BASE + 8);
+        assert!(segment.may_begin_with(0xff8 | PREV_INUSE));
+        segment.top = Addr(BASE + 0x18);
+        assert!(!segment.may_begin_with(0xff8 | PREV_INUSE));
     }
 
     #[test]

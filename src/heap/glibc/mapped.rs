@@ -306,7 +306,8 @@ fn drop_imitations(snapshot: &Snapshot, params: &[Params], chunks: &mut Vec<Mapp
 }
 
 /// Keeps the largest chunks if they add up to malloc's sum: no other choice of as many does. Says
-/// whether they do.
+/// whether they do. Where the sum may be too large, it is so by less than a page, and any other
+/// choice would be off by more.
 fn keep_largest(params: &[Params], chunks: &mut Vec<MappedChunk>) -> bool {
     let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
     let bytes: u64 = params.iter().map(|params| params.mmapped_mem).sum();
@@ -317,7 +318,13 @@ fn keep_largest(params: &[Params], chunks: &mut Vec<MappedChunk>) -> bool {
     };
     let (kept, dropped) = sizes.split_at(count.min(sizes.len()));
     let (least, most) = (kept.last().copied(), dropped.first().copied());
-    let is_only_choice = kept.iter().sum::<u64>() == bytes && least > most;
+    let surplus = bytes.checked_sub(kept.iter().sum());
+    let fits = if drifts(params) {
+        surplus.is_some_and(|surplus| surplus < PAGE)
+    } else {
+        surplus == Some(0)
+    };
+    let is_only_choice = fits && least > most;
     if is_only_choice {
         chunks.retain(|chunk| Some(chunk.mapping.size()) >= least);
     }
@@ -345,14 +352,19 @@ fn suspicions(
     suspicions
 }
 
+/// Says whether malloc's sum of the mappings may be too large: 2.43 adds a header too much with
+/// every mremap.
+fn drifts(params: &[Params]) -> bool {
+    let mut params = params.iter();
+    params.any(|params| params.layout.has_normal_mmapped_chunks)
+}
+
 fn check(params: &[Params], chunk_layout: ChunkLayout, count: u64, bytes: u64) -> Vec<Problem> {
     let expected: u64 = params.iter().map(|params| params.n_mmaps).sum();
     let expected_bytes = params
         .iter()
         .fold(0_u64, |sum, params| sum.saturating_add(params.mmapped_mem));
-    // 2.43 adds a header too much to the sum with every mremap.
-    let drifts = params.iter().any(|p| p.layout.has_normal_mmapped_chunks);
-    let bytes_fit = if drifts {
+    let bytes_fit = if drifts(params) {
         expected_bytes
             .checked_sub(bytes)
             .is_some_and(|drift| drift.is_multiple_of(chunk_layout.header()))

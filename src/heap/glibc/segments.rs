@@ -220,9 +220,7 @@ pub(super) fn of_main_arena(
 ) -> ArenaMemory {
     let arena = &arenas.main;
     let mut found = ArenaMemory::default();
-    // The mapping has no name everywhere, and may be split where the program changed the
-    // protection of a part.
-    let brk = space.from(params.sbrk_base);
+    let brk = brk_of(snapshot, params, space);
     let mut size = 0_u64;
     let first = arena.layout.chunks.first_chunk(brk.start);
     if let Some(start) = first.filter(|_| !brk.is_empty()) {
@@ -243,6 +241,22 @@ pub(super) fn of_main_arena(
     }
     found.expect_size(arena, size);
     found
+}
+
+/// The memory that `brk` gave from the first segment on; empty where that was mapped because `brk`
+/// failed, as for the malloc of a second libc.
+///
+/// The mapping has no name everywhere, and may be split where the program changed the protection of
+/// a part.
+fn brk_of(snapshot: &Snapshot, params: &Params, space: &Space) -> AddrRange {
+    let base = params.sbrk_base;
+    let mut named = snapshot.regions.iter().filter(|r| r.name == "[heap]");
+    let is_elsewhere =
+        named.clone().next().is_some() && !named.any(|region| region.range.contains(base));
+    if is_elsewhere {
+        return AddrRange::new(base, base);
+    }
+    space.from(base)
 }
 
 /// Walks the segments in the memory of `brk`: one, or several with memory between them for which
