@@ -418,9 +418,14 @@ fn file_of_the_report_is_checked_before_the_command_runs() {
     assert!(!trace.exists());
 }
 
-/// A shell that says `ready`, counts its signals, and ends with the count.
-const COUNTER: &str = "trap 'n=$((n+1)); echo $n' TERM HUP USR1 USR2 INT; n=0; echo ready; \
-    while [ $n -lt 4 ]; do read -t 0.05 _ <> <(:); done; exit $n";
+/// A program that says `ready`, counts its signals, and ends with status 4 after so many.
+const COUNTER: &str = "import signal, sys, time\n\
+    seen = []\n\
+    def count(*_):\n    seen.append(1)\n    print(len(seen), flush=True)\n\
+    for name in 'SIGTERM SIGHUP SIGUSR1 SIGUSR2'.split():\n    signal.signal(signal.Signals[name], count)\n\
+    print('ready', flush=True)\n\
+    while len(seen) < 4: time.sleep(0.05)\n\
+    sys.exit(4)";
 
 fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
@@ -430,7 +435,7 @@ fn send(pid: u32, signal: Signal) {
 fn signals_to_rleaks_reach_the_command_once() {
     for options in [&["--quiet"][..], &["--quiet", "--on-signal"]] {
         let mut command = at_exit(options);
-        command.args(["--leak-status=4", "--", "bash", "-c", COUNTER]);
+        command.args(["--leak-status=4", "--", "/usr/bin/python3", "-c", COUNTER]);
         let mut program = Program::start(&mut command);
         assert_eq!(program.line(), "ready");
         let signals = [
