@@ -1,20 +1,23 @@
 //! Stopping the target at a moment when no thread is inside malloc, and capturing it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::heap::{self, Exporter, Heap, embedded_allocator};
+use crate::addr::Addr;
+use crate::heap::{self, Exporter, Heap, HeapError, embedded_allocator};
 use crate::platform::{
     CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
 };
-use crate::snapshot::{Method, Snapshot};
+use crate::snapshot::{Method, Snapshot, Thread};
 use crate::stacklog::StackLog;
 
 /// How often the target is stopped at most: a thread may be inside malloc each time.
 const MAX_STOPS: u32 = 20;
-/// How often a thread may fail to stop in time before that is an error: on a machine with many more
-/// runnable threads than processors it may wait for a processor for long.
-const MAX_LATE_STOPS: u32 = 3;
+/// How often a thread may fail to stop in time, or a copy take too long, before that is an error: on
+/// a machine with many more runnable threads than processors both may wait for a processor for long.
+/// As often there may be no heap.
+const MAX_LATE_STOPS: u32 = 5;
 
 /// A captured target and its live blocks.
 pub(super) struct Captured {
@@ -51,11 +54,13 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
     rayon::broadcast(|_| ());
     let mut prepared = None;
     let mut late_stops = 0;
+    let mut sleepers = BTreeSet::new();
     for stop in 1..MAX_STOPS {
-        match attempt(target, prepare(target, method, prepared.take())?) {
+        let ready = prepare(target, method, prepared.take());
+        match ready.and_then(|ready| attempt(target, ready, &mut sleepers)) {
             Ok(Attempt::Captured(captured)) => return Ok(*captured),
             Ok(Attempt::Again(still_good)) => prepared = still_good.map(|good| *good),
-            Err(error) if was_late(&error) && late_stops < MAX_LATE_STOPS => late_stops += 1,
+            Err(error) if may_pass(&error) && late_stops < MAX_LATE_STOPS => late_stops += 1,
             Err(error) => return Err(error),
         }
         // Different each time, so that a thread with a rhythm is met at different points of it.
@@ -86,18 +91,28 @@ fn prepare(
     })
 }
 
-/// Says whether a thread did not stop in time.
-fn was_late(error: &anyhow::Error) -> bool {
+/// Says whether that may be over in a moment: a thread did not stop in time, or the copy was not
+/// finished in time; or the process has just begun to execute a program, which has no heap yet.
+fn may_pass(error: &anyhow::Error) -> bool {
+    let capture = error.downcast_ref();
+    let heap = error.downcast_ref();
     matches!(
-        error.downcast_ref(),
-        Some(CaptureError::Suspend(SuspendError::DoesNotStop(..)))
-    )
+        capture,
+        Some(CaptureError::Suspend(
+            SuspendError::DoesNotStop(..) | SuspendError::TooSlow(_) | SuspendError::NoMemory(_)
+        ))
+    ) || matches!(heap, Some(HeapError::NotFound(_)))
 }
 
-/// Stops the target once, and accepts only a heap in which nothing is half-done.
-fn attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Attempt> {
+/// Stops the target once, and accepts only a heap in which nothing is half-done. `sleepers` are the
+/// threads that slept inside malloc, as far as it could be told, at the stop before.
+fn attempt(
+    target: &Target,
+    prepared: Prepared,
+    sleepers: &mut BTreeSet<Sleeper>,
+) -> anyhow::Result<Attempt> {
     let stopped = target.stop(&prepared.survey)?;
-    if is_inside_malloc(&stopped, &prepared.exporters) {
+    if is_changing_the_heap(&stopped, &prepared.exporters, sleepers) {
         return Ok(Attempt::Again(Some(Box::new(prepared))));
     }
     if stopped.has_other_modules(&prepared.survey) {
@@ -178,8 +193,42 @@ fn stack_log(snapshot: &mut Snapshot, exporters: &[Exporter]) -> Option<StackLog
 }
 
 fn is_inside_malloc(stopped: &Stopped, exporters: &[Exporter]) -> bool {
-    stopped
-        .threads
-        .iter()
-        .any(|thread| heap::is_inside_malloc(thread, stopped.memory(), exporters))
+    threads_inside_malloc(stopped, exporters).next().is_some()
+}
+
+fn threads_inside_malloc<'a>(
+    stopped: &'a Stopped,
+    exporters: &'a [Exporter],
+) -> impl Iterator<Item = &'a Thread> {
+    let threads = stopped.threads.iter();
+    threads.filter(|thread| heap::is_inside_malloc(thread, stopped.memory(), exporters))
+}
+
+/// Where a thread sleeps: its id, its stack pointer and its next instruction.
+type Sleeper = (u32, Addr, Addr);
+
+/// Says whether a thread may be changing the heap: it stands inside malloc, and it does not sleep in
+/// the place where it slept at the stop before, which is one of `sleepers`.
+///
+/// A thread that sleeps waits for a lock of malloc, which it does before it changes anything; or, far
+/// more often, for something else, and what looks like a call of malloc is left over on its stack.
+/// Neither would be different at the next stop, nor at the one after that.
+fn is_changing_the_heap(
+    stopped: &Stopped,
+    exporters: &[Exporter],
+    sleepers: &mut BTreeSet<Sleeper>,
+) -> bool {
+    let mut is_changing = false;
+    let mut sleeping = BTreeSet::new();
+    for thread in threads_inside_malloc(stopped, exporters) {
+        let place = (thread.tid, thread.stack_pointer, thread.instruction_pointer);
+        if heap::waits_for_a_lock(thread) {
+            sleeping.insert(place);
+            is_changing |= !sleepers.contains(&place);
+        } else {
+            is_changing = true;
+        }
+    }
+    *sleepers = sleeping;
+    is_changing
 }

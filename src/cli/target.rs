@@ -24,6 +24,7 @@ enum Word<'a> {
 ///
 /// There is none, there are several and none was chosen, or the word is a file.
 pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
+    platform::check_proc()?;
     match word(args) {
         Word::Pid(digits) => {
             let pid = digits.parse().ok();

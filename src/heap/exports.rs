@@ -46,6 +46,10 @@ const SYSTEM_CALLS_OF_MALLOC: [u64; 7] = [9, 10, 11, 12, 25, 28, 202];
 /// The same on i386, where there are two of futex.
 const SYSTEM_CALLS_OF_MALLOC_32: [u64; 8] = [192, 125, 91, 45, 163, 219, 240, 422];
 
+/// The calls that wait for a lock: futex, on i386 also `futex_time64`.
+const FUTEX: [u64; 1] = [202];
+const FUTEX_32: [u64; 2] = [240, 422];
+
 /// A module that defines `malloc` for others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exporter {
@@ -308,6 +312,17 @@ pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Expor
     words.take(SEARCHED_WORDS).any(|word| is_code(Addr(word)))
 }
 
+/// Says whether the thread is in a system call on a futex, as one is that waits for a lock. malloc's
+/// other system calls it makes while it changes the heap.
+#[must_use]
+pub fn waits_for_a_lock(thread: &Thread) -> bool {
+    let calls: &[u64] = match thread.width.unwrap_or_default() {
+        Width::Four => &FUTEX_32,
+        Width::Eight => &FUTEX,
+    };
+    thread.system_call.is_some_and(|call| calls.contains(&call))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,8 +438,10 @@ mod tests {
             ..Thread::default()
         };
         assert!(is_inside_malloc(&thread, &memory, &exporters));
+        assert!(!waits_for_a_lock(&thread));
         thread.system_call = Some(202);
         assert!(is_inside_malloc(&thread, &memory, &exporters));
+        assert!(waits_for_a_lock(&thread));
         thread.system_call = Some(0);
         assert!(!is_inside_malloc(&thread, &memory, &exporters));
         thread.instruction_pointer = Addr(0x1fff);

@@ -16,7 +16,7 @@ mod stand_in;
 
 pub use block::{Block, Heap, Zone};
 pub use embedded::embedded_allocator;
-pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log};
+pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log, waits_for_a_lock};
 pub use recorded::{Examples, Recorded};
 
 use glibc::Problem;

@@ -17,8 +17,8 @@ pub use linux::{
     CaptureError, CommandEnd, CommandLine, Disposition, Ending, FolderError, Follow, FollowEvent,
     Followed, Limit, Obstacle, Privileges, ProgramFile, RegularFile, Remedy, RunError, SharedPage,
     Stopped, Survey, SuspendError, Target, TargetFiles, Waiter, Waiters, available_memory,
-    copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag, is_hidden, kernel_release,
-    make_public, page_map, private_folder, privileges, process, processes, put_file, thread_count,
-    tracer, visible_pid, watched, watched_command,
+    check_proc, copy_limit, copy_speed, holds_a_stopped_target, interrupt_flag, is_hidden,
+    kernel_release, make_public, page_map, private_folder, privileges, process, processes,
+    put_file, thread_count, tracer, visible_pid, watched, watched_command,
 };
 pub use process::{ProcessInfo, ProcessState, signal_name, user_name};

@@ -94,6 +94,18 @@ fn what_the_doctor_expects_is_what_a_scan_finds() {
     let statuses = statuses(&expected["checks"]);
     assert_eq!((statuses["permission"], statuses["pause"]), ("ok", "ok"));
     assert_eq!(statuses["stack_log"], "limited");
+    let ids: Vec<_> = statuses.into_keys().collect();
+    let all = [
+        "allocator",
+        "debug_info",
+        "memory",
+        "pause",
+        "permission",
+        "stack_log",
+        "symbols",
+        "threads",
+    ];
+    assert_eq!(ids, all);
 }
 
 #[test]
@@ -132,7 +144,8 @@ fn a_target_that_may_not_be_scanned_is_an_answer() {
 fn a_filter_is_seen_on_rleaks_own_child() {
     let mut rleaks = Command::new(Fixture::program("obstacle.c"));
     let error = nix::libc::EPERM.to_string();
-    rleaks.args(["filter", &error, env!("CARGO_BIN_EXE_rleaks"), "doctor"]);
+    rleaks.args(["filter", &error, "ptrace"]);
+    rleaks.args([env!("CARGO_BIN_EXE_rleaks"), "doctor"]);
     let found = document(&mut rleaks);
     assert_eq!(statuses(&found["checks"])["ptrace"], "failed");
     assert!(message(&found["checks"], "ptrace").starts_with("a seccomp filter"));

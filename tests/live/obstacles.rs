@@ -1,7 +1,7 @@
 //! What keeps rleaks from a process, each for real: the message names it and says what to do.
 //!
-//! They need root, to start processes of other users. Yama and security modules cannot be switched
-//! on by a test: the tables in `platform/linux/obstacles.rs` have them.
+//! They need root, to start processes of other users, and a kernel with Landlock. Yama and other
+//! security modules cannot be switched on by a test: the tables in `platform/linux/obstacles.rs` have them.
 
 use std::fs;
 use std::io::Read;
@@ -9,7 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::{Container, Fixture, Root, Shared, rleaks_command, unprivileged};
+use serde_json::Value;
+
+use crate::support::{Container, Fixture, Root, Shared, addresses, rleaks_command, unprivileged};
 
 /// `command` ends with status 2, prints nothing on standard output, and says `expected`.
 fn assert_refused(command: &mut Command, expected: &str) {
@@ -206,22 +208,86 @@ fn hidden_process_is_said() {
     );
 }
 
+/// rleaks, started through the fixture that puts something in its way.
+fn hindered(how: &[&str], pid: &str) -> Command {
+    let mut command = Command::new(Fixture::program("obstacle.c"));
+    command.args(how).args([env!("CARGO_BIN_EXE_rleaks"), pid]);
+    command
+}
+
 #[test]
 fn seccomp_filter_on_rleaks_is_said() {
     let target = Fixture::start("kind_cycle.c");
-    for error in [nix::libc::EPERM, nix::libc::ENOSYS] {
-        let mut rleaks = Command::new(Fixture::program("obstacle.c"));
-        rleaks.args([
-            "filter",
-            &error.to_string(),
-            env!("CARGO_BIN_EXE_rleaks"),
-            &target.pid(),
-        ]);
+    for error in [nix::libc::EPERM, nix::libc::EACCES, nix::libc::ENOSYS] {
+        let mut rleaks = hindered(&["filter", &error.to_string(), "ptrace"], &target.pid());
         assert_refused(
             &mut rleaks,
             "a seccomp filter keeps rleaks from tracing process",
         );
     }
+}
+
+/// It reads through `/proc/PID/mem` then.
+#[test]
+fn seccomp_filter_against_reading_memory_is_no_obstacle() {
+    let target = Fixture::start("kind_cycle.c");
+    for error in [nix::libc::EPERM, nix::libc::ENOSYS] {
+        let how = ["filter", &error.to_string(), "process_vm_readv"];
+        let output = hindered(&how, &target.pid())
+            .arg("--json")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = addresses(&report["leaks"]);
+        assert!(found.keys().eq(target.leaks.keys()), "{found:x?}");
+    }
+}
+
+#[test]
+fn landlock_around_rleaks_is_said() {
+    let target = Fixture::start("kind_cycle.c");
+    let expected = "Landlock keeps rleaks from tracing process";
+    assert_refused(&mut hindered(&["landlock"], &target.pid()), expected);
+
+    let (shared, rleaks) = Shared::with_rleaks();
+    let obstacle = shared.add(&Fixture::program("obstacle.c"), "obstacle");
+    let target = unprivileged_fixture(&shared, "kind_cycle.c", &[]);
+    let mut command = unprivileged(&obstacle);
+    command.arg("landlock").arg(rleaks).arg(target.pid());
+    assert_refused(&mut command, expected);
+}
+
+/// With a filter that does not forbid ptrace, Landlock is still what it is.
+#[test]
+fn landlock_is_told_from_a_filter() {
+    let target = Fixture::start("kind_cycle.c");
+    let program = Fixture::program("obstacle.c");
+    let error = nix::libc::EPERM.to_string();
+    for (inner, expected) in [
+        ("process_vm_readv", "Landlock keeps rleaks from tracing"),
+        ("ptrace", "Landlock keeps rleaks from tracing"),
+    ] {
+        let filter = [
+            "filter",
+            &error,
+            inner,
+            program.to_str().unwrap(),
+            "landlock",
+        ];
+        assert_refused(&mut hindered(&filter, &target.pid()), expected);
+    }
+}
+
+#[test]
+fn sandbox_that_hides_the_contents_of_proc_is_said() {
+    let target = Fixture::start("kind_cycle.c");
+    let folder = Path::new(env!("CARGO_BIN_EXE_rleaks")).parent().unwrap();
+    let how = ["landlock-files", folder.to_str().unwrap()];
+    assert_refused(
+        &mut hindered(&how, &target.pid()),
+        "rleaks may not read the files of /proc, although they are there: a sandbox (Landlock)",
+    );
 }
 
 #[test]

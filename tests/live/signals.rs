@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::harm::{assert_ends_well, assert_goes_on};
-use crate::support::{Fixture, addresses, leaks_with, text};
+use crate::support::{Fixture, addresses, leaks, leaks_with, number_from_environment, text};
 
 fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
@@ -121,6 +121,43 @@ fn scan_that_is_to_stop_lets_its_target_go_on_first() {
         assert!(matches!(status, Some(0 | 1)), "{signal}: {status:?}");
     }
     assert_ends_well(busy);
+}
+
+/// The worker of an rleaks: the one child that it has.
+fn worker(scan: &Child) -> u32 {
+    let path = format!("/proc/{0}/task/{0}/children", scan.id());
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
+/// A bug, or a page fault that is never served, would do the same as this stop of the worker.
+#[test]
+fn scan_that_hangs_is_ended_and_its_target_goes_on() {
+    let mut busy = busy();
+    let scan = scan_that_holds(busy.id());
+    send(worker(&scan), Signal::SIGSTOP);
+    assert!(!is_released(busy.id()), "it let go before it was stopped");
+    let output = scan.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(
+        said.starts_with("rleaks: the target was stopped for too long, so it was let go"),
+        "{said}"
+    );
+    assert!(is_released(busy.id()), "{:?}", state(busy.id()));
+    assert_goes_on(&mut busy);
+    assert_ends_well(busy);
+}
+
+/// Signals that the process ignores, and that are dropped without anybody's notice, are queued while
+/// threads are traced: no call of another thread may end for it.
+#[test]
+fn ignored_signals_end_no_call_of_any_thread() {
+    let mut fixture = Fixture::start_with("ignored_signals.c", &["blocked"]);
+    for _ in 0..number_from_environment("RLEAKS_SPRAYS", 10) {
+        leaks(&fixture.pid());
+    }
+    let answer = fixture.ask("stop");
+    assert!(answer.starts_with("ok "), "{answer}");
 }
 
 #[test]

@@ -40,7 +40,21 @@ impl Program {
 
     /// Sends it a line.
     pub(crate) fn tell(&mut self, line: &str) {
-        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
+        self.try_tell(line).unwrap();
+    }
+
+    /// The same; an error where it does not read any more.
+    pub(crate) fn try_tell(&mut self, line: &str) -> std::io::Result<()> {
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}")
+    }
+
+    /// The next line that it prints; where it has ended, what became of it.
+    pub(crate) fn last_line(&mut self) -> String {
+        let mut line = String::new();
+        match self.output.read_line(&mut line).unwrap() {
+            0 => format!("ended: {:?}", self.child.wait()),
+            _ => line.trim_end().to_owned(),
+        }
     }
 
     /// Sends it a line, and returns the line that it answers.

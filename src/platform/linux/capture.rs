@@ -1,11 +1,11 @@
 //! From a target that stands still to a [`Snapshot`].
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
-use super::plan::Plan;
+use super::plan::{Plan, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
 use super::suspend::{SuspendError, Suspended};
@@ -24,6 +24,8 @@ pub struct Stopped {
     suspended: Option<Suspended>,
     view: View,
     taken_at: SystemTime,
+    /// When a copy has to be given up.
+    deadline: Instant,
     /// Its threads with their registers.
     pub threads: Vec<Thread>,
     regions: Vec<Region>,
@@ -33,17 +35,16 @@ pub struct Stopped {
 impl Stopped {
     pub(super) fn new(
         target: Target,
-        suspended: Suspended,
-        standstill: Standstill,
-        view: View,
-        regions: Vec<Region>,
-        taken_at: SystemTime,
+        (suspended, standstill): (Suspended, Standstill),
+        (view, regions): (View, Vec<Region>),
+        (taken_at, deadline): (SystemTime, Instant),
     ) -> Self {
         Self {
             target,
             suspended: Some(suspended),
             view,
             taken_at,
+            deadline,
             threads: standstill.threads,
             regions,
             warnings: standstill.warnings,
@@ -69,8 +70,7 @@ impl Stopped {
     /// Says so when the page map cannot be read or memory cannot be had. Then the target runs on.
     pub fn capture(mut self, survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
         let pid = self.target.pid;
-        let plan = Plan::new(&self.regions, &survey.uses, &self.view.pagemap)
-            .map_err(|error| proc_error(pid, "pagemap", error))?;
+        let (plan, unread) = self.plan(&survey)?;
         let width = self.view.width();
         let width = width.or_else(|| self.threads.iter().find_map(|thread| thread.width));
         let width = width.unwrap_or_default();
@@ -99,6 +99,7 @@ impl Stopped {
             warnings: survey.warnings,
         };
         snapshot.warnings.append(&mut self.warnings);
+        snapshot.warnings.extend(unread);
         snapshot.warnings.append(&mut kernel_held.warnings);
         let Some(buffer) = survey.buffer else {
             let memory = View::open(pid)?.memory;
@@ -113,6 +114,18 @@ impl Stopped {
         Ok((snapshot, None))
     }
 
+    /// What of the target's memory is read, and a warning of what is not.
+    fn plan(&self, survey: &Survey) -> Result<(Plan, Option<Warning>), CaptureError> {
+        let plan = Plan::new(&Source {
+            regions: &self.regions,
+            survey: &survey.uses,
+            pagemap: &self.view.pagemap,
+            files: &survey.files,
+            folder: &self.view.folder(),
+        });
+        plan.map_err(|error| proc_error(self.target.pid, "pagemap", error))
+    }
+
     fn copy(
         &self,
         plan: Plan,
@@ -125,11 +138,16 @@ impl Stopped {
         } else {
             buffer
         };
-        let interrupted: &AtomicBool = interrupt_flag();
-        let (memory, holes) = CopiedMemory::copy(plan, &self.view.memory, buffer, interrupted);
-        if interrupted.load(Ordering::Relaxed) {
+        let interrupted = || interrupt_flag().load(Ordering::Relaxed);
+        let deadline = self.deadline;
+        let is_over = || interrupted() || Instant::now() > deadline;
+        let copied = CopiedMemory::copy(plan, &self.view.memory, buffer, is_over);
+        if interrupted() {
             return Err(SuspendError::Interrupted.into());
         }
+        let Some((memory, holes)) = copied else {
+            return Err(SuspendError::TooSlow(self.target.pid).into());
+        };
         if !holes.is_empty() && !self.view.is_alive() {
             return Err(SuspendError::Ended(self.target.pid).into());
         }

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use super::copy::{CopiedMemory, CopyBuffer};
@@ -84,7 +83,7 @@ pub fn copy_speed() -> io::Result<Option<u64>> {
         resident: vec![source],
     };
     let start = Instant::now();
-    let copy = CopiedMemory::copy(plan, &memory, buffer, &AtomicBool::new(false));
+    let copy = CopiedMemory::copy(plan, &memory, buffer, || false);
     let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
     drop((copy, bytes));
     Ok(Some(

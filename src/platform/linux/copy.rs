@@ -1,7 +1,6 @@
 //! A copy of the target's memory, taken while it is stopped.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::{Advice, MmapMut};
 use rayon::prelude::*;
@@ -65,23 +64,19 @@ struct Piece<'a> {
 
 impl CopiedMemory {
     /// Copies what `plan` names, in parallel. Returns the memory and the pages that could not be
-    /// read. Stops early when `interrupted` is set.
+    /// read; `None` where `is_over` said before the end that there is no more time.
     pub(super) fn copy(
         mut plan: Plan,
         memory: &ProcessMemory,
         mut buffer: CopyBuffer,
-        interrupted: &AtomicBool,
-    ) -> (Self, Vec<AddrRange>) {
+        is_over: impl Fn() -> bool + Sync,
+    ) -> Option<(Self, Vec<AddrRange>)> {
         let pieces = pieces(&plan.resident, &mut buffer.0);
-        let mut holes: Vec<AddrRange> = pieces
+        let holes: Option<Vec<Vec<AddrRange>>> = pieces
             .into_par_iter()
-            .flat_map_iter(|piece| {
-                if interrupted.load(Ordering::Relaxed) {
-                    return Vec::new();
-                }
-                copy_piece(memory, piece)
-            })
+            .map(|piece| (!is_over()).then(|| copy_piece(memory, piece)))
             .collect();
+        let mut holes = holes?.concat();
         holes.sort_unstable();
         let mut offsets = Vec::with_capacity(plan.resident.len());
         let mut offset = 0;
@@ -92,14 +87,12 @@ impl CopiedMemory {
         if !holes.is_empty() {
             (plan, offsets) = without(plan, &offsets, &holes);
         }
-        (
-            Self {
-                plan,
-                offsets,
-                buffer,
-            },
-            holes,
-        )
+        let copied = Self {
+            plan,
+            offsets,
+            buffer,
+        };
+        Some((copied, holes))
     }
 }
 
@@ -275,7 +268,8 @@ mod tests {
         let pid = i32::try_from(std::process::id()).expect("a pid");
         let memory = ProcessMemory::new(pid, std::fs::File::open("/proc/self/mem").expect("mem"));
         let buffer = CopyBuffer::faulted_in(plan.bytes()).expect("buffer");
-        let (copy, holes) = CopiedMemory::copy(plan, &memory, buffer, &AtomicBool::new(false));
+        let copied = CopiedMemory::copy(plan, &memory, buffer, || false);
+        let (copy, holes) = copied.expect("there is time");
         assert_eq!(holes, [range(0, 4096)]);
         let mut buf = vec![1; 4 * 4096];
         assert_eq!(copy.read(Addr(start), &mut buf), buf.len());
@@ -286,5 +280,19 @@ mod tests {
             copy.resident(range(0, u64::MAX)),
             [range(start + 4096, start + 4 * 4096)]
         );
+    }
+
+    #[test]
+    fn a_copy_for_which_there_is_no_time_is_none() {
+        let source = vec![1_u8; 4096];
+        let start = source.as_ptr() as u64;
+        let plan = Plan {
+            mapped: [range(start, start + 4096)].into_iter().collect(),
+            resident: vec![range(start, start + 4096)],
+        };
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        let memory = ProcessMemory::new(pid, std::fs::File::open("/proc/self/mem").expect("mem"));
+        let buffer = CopyBuffer::faulted_in(plan.bytes()).expect("buffer");
+        assert!(CopiedMemory::copy(plan, &memory, buffer, || true).is_none());
     }
 }

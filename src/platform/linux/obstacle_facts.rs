@@ -3,9 +3,12 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
+use super::landlock::has_landlock;
 use super::obstacles::{self, Credentials, Facts, Life, Obstacle, Refusal};
 use super::processes::{self, field};
+use super::ptrace;
 use crate::platform::ProcessState;
 
 /// More generations than any tree of processes has.
@@ -63,13 +66,15 @@ fn collect(pid: u32) -> Facts {
         same_namespace: is_in_own_namespace(pid, &own, modules.as_ref()),
         own,
         dumpable: is_dumpable(pid, &target),
-        readable: File::open(format!("/proc/{pid}/maps")).is_ok(),
+        // Not its memory map: who may monitor performance may read that one without tracing.
+        readable: fs::read_link(format!("/proc/{pid}/ns/user")).is_ok(),
         yama: yama_scope(),
         descendant: is_descendant(pid),
         tracer: tracer
             .filter(|pid| *pid != 0)
             .map(|pid| (pid, process_name(pid))),
-        filtered: is_filtered(),
+        filtered: is_filtered() && !ptrace::is_answered_by_the_kernel(),
+        landlock: has_landlock(),
         modules,
         target,
     }
@@ -104,6 +109,22 @@ fn credentials(status: &[u8]) -> Credentials {
     }
 }
 
+/// Says whether `/proc` is there and can be read.
+///
+/// # Errors
+/// Names what is in the way.
+pub fn check_proc() -> Result<(), Obstacle> {
+    match fs::read("/proc/self/stat").map_err(|error| error.kind()) {
+        Err(ErrorKind::PermissionDenied) => Err(Obstacle::ProcForbidden),
+        Err(ErrorKind::NotFound) => Err(Obstacle::ProcMissing),
+        _ => Ok(()),
+    }
+}
+
+/// The link of the first user namespace of the system, `PROC_USER_INIT_INO` of the kernel's
+/// `include/linux/proc_ns.h`. A capability that one has there counts everywhere.
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+
 /// Compares the namespaces by their links. Where that of the target may not be read, two that map
 /// users differently are two; and so they are where rleaks has the capability and no security module
 /// could have refused.
@@ -113,6 +134,7 @@ fn is_in_own_namespace(pid: u32, own: &Credentials, modules: Option<&String>) ->
     match (link("self"), link(&pid.to_string())) {
         (Ok(own), Ok(other)) => own == other,
         (_, Err(error)) if error.kind() != ErrorKind::PermissionDenied => true,
+        (Ok(first), _) if first == Path::new(FIRST_USER_NAMESPACE) && own.may_trace() => true,
         _ if own.may_trace() && modules.is_none() => false,
         _ => map(&pid.to_string()).is_none_or(|other| Some(other) == map("self")),
     }
@@ -154,6 +176,7 @@ fn security_modules(pid: u32) -> Option<String> {
         .split(',')
         .filter(|name| DECIDING.contains(name));
     let mut text = modules.collect::<Vec<_>>().join(", ");
+    const UNCONFINED: &str = "unconfined";
     let label = |process: &str| {
         let label = fs::read(format!("/proc/{process}/attr/current")).unwrap_or_default();
         String::from_utf8_lossy(&label)
@@ -161,6 +184,10 @@ fn security_modules(pid: u32) -> Option<String> {
             .to_owned()
     };
     let (own, other) = (label("self"), label(&pid.to_string()));
+    if text == "apparmor" && [&own, &other].iter().all(|label| *label == UNCONFINED) {
+        // It refuses nothing between two processes that no profile confines.
+        return None;
+    }
     if !own.is_empty() {
         let name = if text.is_empty() {
             "its"
@@ -195,6 +222,13 @@ mod tests {
         assert!(facts.same_namespace && facts.dumpable && facts.readable && !facts.descendant);
         assert_eq!(explain(own, Refusal::Request), Obstacle::Itself(own));
         assert_eq!(architecture(own), None);
+    }
+
+    #[test]
+    fn processes_can_be_seen_and_traced_here() {
+        assert_eq!(check_proc(), Ok(()));
+        // A filter may be on the tests; it allows ptrace, or no other test would pass.
+        assert!(ptrace::is_answered_by_the_kernel());
     }
 
     #[test]

@@ -96,6 +96,21 @@ pub enum Obstacle {
         /// The modules that the system has, and the labels of both.
         modules: String,
     },
+    /// rleaks is in a Landlock domain.
+    #[error(
+        "Landlock keeps rleaks from tracing process {0}: rleaks runs in a sandbox that the process \
+         is not in; run rleaks outside of it, or in the same one"
+    )]
+    Landlock(u32),
+    /// rleaks may not even look at processes.
+    #[error(
+        "rleaks may not read the files of /proc, although they are there: a sandbox (Landlock) or a \
+         security module forbids it; run rleaks outside of it, or allow reading below /proc"
+    )]
+    ProcForbidden,
+    /// There is no `/proc`.
+    #[error("/proc is not mounted, and rleaks finds processes there: mount -t proc proc /proc")]
+    ProcMissing,
     /// Another instruction set.
     #[error("process {0} is a program for {1}: rleaks reads x86-64 and i386 programs only")]
     Architecture(u32, String),
@@ -186,7 +201,7 @@ pub(super) struct Facts {
     pub(super) same_namespace: bool,
     /// Its files in `/proc` are its user's, not root's.
     pub(super) dumpable: bool,
-    /// What needs less rights than tracing is allowed: `/proc/PID/maps` can be opened.
+    /// What needs less rights than tracing is allowed: the links in `/proc/PID/ns` can be read.
     pub(super) readable: bool,
     /// `/proc/sys/kernel/yama/ptrace_scope`, where the kernel has Yama.
     pub(super) yama: Option<u8>,
@@ -194,10 +209,12 @@ pub(super) struct Facts {
     pub(super) descendant: bool,
     /// The tracer's pid and name.
     pub(super) tracer: Option<(u32, String)>,
-    /// rleaks runs under a seccomp filter.
+    /// A seccomp filter on rleaks answers its ptrace requests.
     pub(super) filtered: bool,
     /// The security modules that could refuse, with labels.
     pub(super) modules: Option<String>,
+    /// The kernel has Landlock.
+    pub(super) landlock: bool,
 }
 
 const CAP_SYS_PTRACE: u32 = 19;
@@ -233,6 +250,11 @@ pub(super) fn decide(facts: &Facts, refusal: Refusal) -> Obstacle {
         .or_else(|| {
             let modules = facts.modules.clone()?;
             Some(Obstacle::SecurityModule { pid, modules })
+        })
+        .or_else(|| {
+            // It forbids to look as it forbids to trace; a tracer forbids the latter only.
+            let is_landlock = facts.landlock && !facts.readable;
+            is_landlock.then_some(Obstacle::Landlock(pid))
         })
         .unwrap_or(match facts.own.may_trace() {
             true => Obstacle::Unexplained(pid),
@@ -382,6 +404,7 @@ mod tests {
             tracer: None,
             filtered: false,
             modules: None,
+            landlock: false,
         }
     }
 
@@ -547,6 +570,32 @@ mod tests {
     }
 
     #[test]
+    fn landlock_forbids_to_look_too() {
+        let in_a_sandbox = |f: &mut Facts| (f.landlock, f.readable) = (true, false);
+        check(in_a_sandbox, &Obstacle::Landlock(77));
+        let root = |f: &mut Facts| {
+            in_a_sandbox(f);
+            f.own = capable(0);
+        };
+        check(root, &Obstacle::Landlock(77));
+        check(
+            |f| {
+                root(f);
+                f.readable = true;
+            },
+            &Obstacle::Unexplained(77),
+        );
+        // The usual rules come first.
+        check(
+            |f| {
+                in_a_sandbox(f);
+                f.dumpable = false;
+            },
+            &Obstacle::Undumpable(77, Remedy::Sudo),
+        );
+    }
+
+    #[test]
     fn each_message_names_the_process_and_what_to_do() {
         let sudo = Remedy::Sudo;
         let traced = Obstacle::AlreadyTraced {
@@ -579,6 +628,7 @@ mod tests {
             (Obstacle::Unexplained(77), "end that first"),
             (Obstacle::Hidden(77), "run rleaks with sudo"),
             (Obstacle::Seccomp(77), "--cap-add=SYS_PTRACE"),
+            (Obstacle::Landlock(77), "run rleaks outside of it"),
             (module, "(selinux)"),
             (traced, "by process 9 (gdb): end that"),
             (

@@ -4,8 +4,10 @@ use std::io;
 
 use super::pagemap::{PageMap, Pages};
 use super::regions::RegionUse;
+use super::shared_memory::{MemoryFiles, Unmapped};
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::snapshot::Region;
+use crate::warning::Warning;
 
 /// The memory that a snapshot holds: decided from the regions and the page map at one instant.
 #[derive(Clone, Debug, Default)]
@@ -17,26 +19,45 @@ pub(super) struct Plan {
     pub(super) resident: Vec<AddrRange>,
 }
 
+/// What a plan is made from.
+#[derive(Debug)]
+pub(super) struct Source<'a> {
+    pub(super) regions: &'a [Region],
+    /// What the survey before the stop found of them.
+    pub(super) survey: &'a [RegionUse],
+    pub(super) pagemap: &'a PageMap,
+    pub(super) files: &'a MemoryFiles,
+    /// The folder in `/proc` through which the target is seen.
+    pub(super) folder: &'a str,
+}
+
 impl Plan {
-    /// Decides for `regions`, using what the survey before the stop found of them.
-    pub(super) fn new(
-        regions: &[Region],
-        survey: &[RegionUse],
-        pagemap: &PageMap,
-    ) -> io::Result<Self> {
+    /// Decides what is read, and warns of what should be and is not.
+    pub(super) fn new(source: &Source<'_>) -> io::Result<(Self, Option<Warning>)> {
         let mut mapped = Vec::new();
         let mut resident = Vec::new();
-        for region in regions {
-            let Some(pages) = wanted_pages(region, survey) else {
+        let mut unmapped = Unmapped::default();
+        for region in source.regions {
+            let Some(pages) = wanted_pages(region, source.survey) else {
                 continue;
             };
             mapped.push(region.range);
-            resident.extend(pagemap.pages(region.range, pages)?);
+            let used = source.pagemap.pages(region.range, pages)?;
+            if region.shared {
+                unmapped.add(region, &used, source.files, source.folder);
+            }
+            resident.extend(used);
         }
-        Ok(Self {
+        let (existing, warning) = unmapped.select(resident.iter().map(AddrRange::size).sum());
+        if !existing.is_empty() {
+            resident.extend(existing);
+            resident.sort_unstable();
+        }
+        let plan = Self {
             mapped: mapped.into_iter().collect(),
             resident,
-        })
+        };
+        Ok((plan, warning))
     }
 
     /// The bytes that are resident.

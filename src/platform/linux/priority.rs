@@ -1,7 +1,7 @@
 //! Running before others while a target is being stopped.
 #![expect(
     unsafe_code,
-    reason = "changing the scheduling policy has no safe wrapper"
+    reason = "changing the scheduling policy and the nice value has no safe wrapper"
 )]
 
 use nix::libc;
@@ -22,5 +22,59 @@ pub(super) fn run_before_others() {
             libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
             &raw const lowest,
         );
+    }
+}
+
+/// The nice value that is served most.
+const SERVED_MOST: i32 = -20;
+
+/// While it lives, the threads that this process has by now are served before those of others, as
+/// far as that is allowed: a target stands still meanwhile. What a thread starts inherits it.
+#[derive(Debug)]
+pub(super) struct Hurry(Vec<(u32, i32)>);
+
+impl Hurry {
+    pub(super) fn new() -> Self {
+        let threads = super::procfs::threads(std::process::id()).unwrap_or_default();
+        let hurried = threads.into_iter().filter_map(|tid| {
+            let nice = nice(tid);
+            set_nice(tid, SERVED_MOST).then_some((tid, nice))
+        });
+        Self(hurried.collect())
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        for (tid, nice) in &self.0 {
+            set_nice(*tid, *nice);
+        }
+    }
+}
+
+fn nice(tid: u32) -> i32 {
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, tid) }
+}
+
+/// Says whether that was allowed.
+fn set_nice(tid: u32, nice: i32) -> bool {
+    // SAFETY: the call takes no pointer.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, tid, nice) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_as_nice_afterwards_as_before() {
+        let tid = u32::try_from(nix::unistd::gettid().as_raw()).expect("a thread id");
+        let before = nice(tid);
+        let hurry = Hurry::new();
+        let is_allowed = hurry.0.iter().any(|(hurried, _)| *hurried == tid);
+        assert_eq!(nice(tid), if is_allowed { SERVED_MOST } else { before });
+        drop(hurry);
+        assert_eq!(nice(tid), before);
     }
 }

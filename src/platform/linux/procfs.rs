@@ -72,13 +72,18 @@ impl Status {
     }
 }
 
+/// The id of thread `tid` in the innermost pid namespace.
+pub(super) fn inner_tid(pid: u32, tid: u32) -> u32 {
+    Status::read(pid, tid).map_or(tid, |status| status.inner_tid)
+}
+
 /// What is known of a thread that sleeps in the kernel and was not stopped: the arguments of its
 /// system call, its stack pointer and its next instruction.
 pub(super) fn sleeping_thread(pid: u32, tid: u32) -> io::Result<Thread> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall"))?;
     let mut thread = parse_system_call(&text);
     thread.tid = tid;
-    thread.inner_tid = Status::read(pid, tid).map_or(tid, |status| status.inner_tid);
+    thread.inner_tid = tid;
     Ok(thread)
 }
 

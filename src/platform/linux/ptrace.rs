@@ -1,22 +1,21 @@
 //! The ptrace requests that rleaks makes: ptrace(2).
 //!
-//! Raw calls, because a signal number that has no name (a real-time signal, as glibc itself uses)
-//! must be passed on like any other.
+//! Threads are seldom detached one by one: the kernel does that when the tracing thread ends.
 #![expect(
     unsafe_code,
-    reason = "ptrace and waitpid with real-time signals have no safe wrapper"
+    reason = "ptrace, and waitid with real-time signals, have no safe wrapper"
 )]
 
 use std::io;
 
 use nix::libc;
 
-/// What `waitpid` says of one traced thread.
+/// What became of one traced thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wait {
     /// Nothing yet.
     Running,
-    /// It stopped. A signal that was on its way to it has to be passed on; 0 if there was none.
+    /// It stopped; with a signal that was on its way to it, or 0.
     Stopped { signal: i32 },
     /// It ended.
     Ended,
@@ -39,6 +38,14 @@ pub(super) enum Change {
 pub(super) fn seize(tid: u32) -> io::Result<()> {
     // SAFETY: the request takes no pointer of ours.
     check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) })
+}
+
+/// Says whether the kernel itself answers such a request, and not a seccomp filter: it says that there
+/// is no such thread, for there is none.
+pub(super) fn is_answered_by_the_kernel() -> bool {
+    const NO_THREAD: u32 = i32::MAX.cast_unsigned();
+    let answer = seize(NO_THREAD).map_err(|error| error.raw_os_error());
+    answer == Err(Some(libc::ESRCH))
 }
 
 /// Becomes the tracer of thread `tid`, which runs on and stops when it ends. So do the threads that
@@ -121,32 +128,55 @@ pub(super) fn detach(tid: u32, signal: i32) -> io::Result<()> {
 }
 
 /// Asks what became of the traced thread `tid`, without waiting.
+///
+/// A signal that was on its way to the thread when it stopped stays there (`WNOWAIT`): it is
+/// delivered when the tracing thread ends, also where that one is killed.
 pub(super) fn poll(tid: u32) -> io::Result<Wait> {
-    let mut status = 0;
-    let tid = libc::pid_t::try_from(tid).map_err(io::Error::other)?;
-    // SAFETY: `status` outlives the call.
-    let found = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
-    match found {
-        0 => Ok(Wait::Running),
-        -1 => match io::Error::last_os_error() {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: `info` outlives the call.
+    let result = unsafe { libc::waitid(libc::P_PID, tid, info.as_mut_ptr(), options) };
+    if result == -1 {
+        return match io::Error::last_os_error() {
             error if error.raw_os_error() == Some(libc::ECHILD) => Ok(Wait::Ended),
             error if error.kind() == io::ErrorKind::Interrupted => Ok(Wait::Running),
             error => Err(error),
-        },
-        _ => Ok(decode(status)),
+        };
+    }
+    // SAFETY: it was zeroed, which is a value of the type, and the kernel may have filled it.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: after a successful `waitid` the field is the child's pid, or 0 if there was nothing.
+    let found = unsafe { info.si_pid() };
+    match info.si_code {
+        _ if found == 0 => Ok(Wait::Running),
+        libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED => {
+            collect(tid);
+            Ok(Wait::Ended)
+        }
+        _ => {
+            // SAFETY: after a successful `waitid` the field is the child's status.
+            let status = unsafe { info.si_status() };
+            Ok(Wait::Stopped {
+                signal: signal_of(status),
+            })
+        }
     }
 }
 
 /// A stop by `PTRACE_INTERRUPT` or by job control has an event number above the signal; without
 /// one the thread is about to receive the signal.
-fn decode(status: i32) -> Wait {
-    if !libc::WIFSTOPPED(status) {
-        return Wait::Ended;
-    }
-    let is_event = status >> 16 != 0;
-    Wait::Stopped {
-        signal: if is_event { 0 } else { libc::WSTOPSIG(status) },
-    }
+fn signal_of(status: i32) -> i32 {
+    if status >> 8 == 0 { status } else { 0 }
+}
+
+/// Lets the kernel forget a traced thread that has ended: a program that executes another waits for
+/// that.
+fn collect(tid: u32) {
+    let Ok(tid) = libc::pid_t::try_from(tid) else {
+        return;
+    };
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(tid, std::ptr::null_mut(), libc::__WALL | libc::WNOHANG) };
 }
 
 /// Reads a register set of the stopped thread `tid`; `note` is its type in `<elf.h>`.
@@ -196,26 +226,53 @@ fn check(result: libc::c_long) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::process::{Command, Stdio};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::*;
+
+    #[test]
+    fn a_stop_by_an_event_has_no_signal() {
+        const STOP_EVENT: i32 = 128;
+        assert_eq!(signal_of(STOP_EVENT << 8 | libc::SIGTRAP), 0);
+        assert_eq!(signal_of(STOP_EVENT << 8 | libc::SIGSTOP), 0);
+        assert_eq!(signal_of(libc::SIGUSR1), libc::SIGUSR1);
+        assert_eq!(signal_of(34), 34);
+    }
+
+    /// A tracer that is killed ends as this thread does.
+    #[test]
+    fn a_signal_is_delivered_after_the_end_of_the_tracer_that_saw_it() {
+        const SCRIPT: &str = "trap 'exit 42' USR1; echo r; i=0; \
+                              while [ $i -lt 1000 ]; do sleep 0.01; i=$((i+1)); done";
+        let mut shell = Command::new("sh")
+            .args(["-c", SCRIPT])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let mut ready = [0];
+        let mut output = shell.stdout.take().expect("a pipe");
+        output.read_exact(&mut ready).expect("it says so");
+        let pid = shell.id();
+        let tracer = std::thread::spawn(move || {
+            seize(pid).expect("a child may be traced");
+            let signalled = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+            kill(signalled, Signal::SIGUSR1).expect("a child may be signalled");
+            let signal = nix::libc::SIGUSR1;
+            while poll(pid).expect("it is traced") != (Wait::Stopped { signal }) {
+                std::thread::yield_now();
+            }
+        });
+        tracer.join().expect("the tracer does not panic");
+        assert_eq!(shell.wait().expect("it ends").code(), Some(42));
+    }
 
     #[test]
     fn a_status_is_decoded_also_for_real_time_signals() {
         let stopped_by = |signal: i32, event: i32| event << 16 | signal << 8 | 0x7f;
-        assert_eq!(
-            decode(stopped_by(libc::SIGTRAP, 128)),
-            Wait::Stopped { signal: 0 }
-        );
-        assert_eq!(
-            decode(stopped_by(libc::SIGSTOP, 128)),
-            Wait::Stopped { signal: 0 }
-        );
-        assert_eq!(
-            decode(stopped_by(libc::SIGUSR1, 0)),
-            Wait::Stopped {
-                signal: libc::SIGUSR1
-            }
-        );
-        assert_eq!(decode(stopped_by(34, 0)), Wait::Stopped { signal: 34 });
         let exit = stopped_by(libc::SIGTRAP, libc::PTRACE_EVENT_EXIT);
         let event = libc::PTRACE_EVENT_EXIT;
         let signal = libc::SIGTRAP;
@@ -224,7 +281,5 @@ mod tests {
         assert_eq!(change(stopped_by(34, 0)), Change::Signal { signal });
         assert_eq!(change(0xffff), Change::Continued);
         assert_eq!(change(3 << 8), Change::Ended { status: 3 << 8 });
-        assert_eq!(decode(0), Wait::Ended);
-        assert_eq!(decode(libc::SIGKILL), Wait::Ended);
     }
 }

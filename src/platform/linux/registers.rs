@@ -2,7 +2,6 @@
 
 use std::io;
 
-use super::procfs::Status;
 use super::ptrace::{register_set, set_register_set, thread_area};
 use super::restart::restarting_result;
 use crate::addr::Addr;
@@ -93,14 +92,14 @@ impl General {
 }
 
 /// Reads the registers of thread `tid`, which must be stopped by the calling thread.
-pub(super) fn read(pid: u32, tid: u32) -> io::Result<Thread> {
+pub(super) fn read(tid: u32) -> io::Result<Thread> {
     let general = General::read(tid)?;
     let vector = register_set(tid, NT_X86_XSTATE).or_else(|_| register_set(tid, NT_PRFPREG))?;
     let indices = general.indices();
     let (number, result) = general.call_and_result();
     Ok(Thread {
         tid,
-        inner_tid: Status::read(pid, tid).map_or(tid, |status| status.inner_tid),
+        inner_tid: tid,
         width: Some(general.width),
         instruction_pointer: Addr(general.register(indices.instruction_pointer)),
         stack_pointer: Addr(general.register(indices.stack_pointer)),

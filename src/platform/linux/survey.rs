@@ -2,17 +2,20 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::capture::Stopped;
 use super::capture_error::{CaptureError, explained, proc_error};
+use super::checks::thread_count;
 use super::copy::CopyBuffer;
 use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
-use super::plan::Plan;
+use super::plan::{Plan, Source};
+use super::priority::Hurry;
 use super::regions::RegionUse;
+use super::shared_memory::MemoryFiles;
 use super::suspend::Suspended;
 use super::tracer::Standstill;
 use super::view::View;
@@ -27,6 +30,8 @@ const COPY_SHARE: (u64, u64) = (2, 3);
 /// Bytes that are copied in a second at the least, and that are analysed in a second.
 const SLOW_COPY: u64 = 512 << 20;
 const SLOW_ANALYSIS: u64 = 64 << 20;
+/// How long a thread takes to stop and to go on at the most, where there are many.
+const SLOW_STOP: Duration = Duration::from_micros(200);
 /// What an analysis takes beside that: on a machine with many more runnable threads than processors,
 /// what takes milliseconds takes long.
 const ANALYSIS: Duration = Duration::from_secs(1);
@@ -66,7 +71,9 @@ pub struct Target {
 pub struct Survey {
     view: View,
     pub(super) process: Process,
+    threads: u32,
     pub(super) uses: Vec<RegionUse>,
+    pub(super) files: MemoryFiles,
     /// The loaded modules.
     pub modules: Vec<Module>,
     /// The modules' regions: while they are the same, the modules are.
@@ -99,11 +106,20 @@ impl Target {
         }
         let regions = view.regions()?;
         let uses = view.region_uses()?;
-        let plan = Plan::new(&regions, &uses, &view.pagemap)
-            .map_err(|error| proc_error(self.pid, "pagemap", error))?;
+        let files = MemoryFiles::of_process(self.pid);
+        let plan = Plan::new(&Source {
+            regions: &regions,
+            survey: &uses,
+            pagemap: &view.pagemap,
+            files: &files,
+            folder: &view.folder(),
+        });
+        let (plan, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
         let mut survey = Survey {
             process: view.process(),
+            threads: u32::try_from(thread_count(self.pid)).unwrap_or(u32::MAX),
             uses,
+            files,
             images: images(&regions),
             modules: snapshot::modules(&view.memory, &regions),
             view,
@@ -124,16 +140,20 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let (suspended, standstill) =
-            Suspended::stop(self.pid, survey.limit()).map_err(explained)?;
-        self.stopped(suspended, standstill)
+        let limit = survey.limit();
+        // The rest is for letting go.
+        let deadline = Instant::now() + limit / 4 * 3;
+        // A stream is no short stop: it must not keep the rest of the system waiting, too.
+        let hurry = (survey.method == Method::Copy).then(Hurry::new);
+        let stop = Suspended::stop(self.pid, limit, hurry);
+        self.stopped(stop.map_err(explained)?, deadline)
     }
 
-    /// What the threads of the stopped target, which `suspended` holds, were found to be.
+    /// What the threads of the stopped target were found to be. A copy must be finished at `deadline`.
     pub(super) fn stopped(
         &self,
-        suspended: Suspended,
-        mut standstill: Standstill,
+        (suspended, mut standstill): (Suspended, Standstill),
+        deadline: Instant,
     ) -> Result<Stopped, CaptureError> {
         let taken_at = SystemTime::now();
         // Opened anew: the target may have executed another program since the survey.
@@ -149,11 +169,9 @@ impl Target {
         let regions = view.regions()?;
         Ok(Stopped::new(
             self.clone(),
-            suspended,
-            standstill,
-            view,
-            regions,
-            taken_at,
+            (suspended, standstill),
+            (view, regions),
+            (taken_at, deadline),
         ))
     }
 }
@@ -179,7 +197,10 @@ impl Survey {
 
     /// How long the target may stand still before something must be wrong.
     fn limit(&self) -> Duration {
-        let at = |bandwidth| Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth);
+        let at = |bandwidth| {
+            Duration::from_millis(self.bytes.saturating_mul(1000) / bandwidth)
+                .saturating_add(SLOW_STOP.saturating_mul(self.threads))
+        };
         let expected = match self.method {
             Method::Copy => at(SLOW_COPY),
             Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),

@@ -1,14 +1,19 @@
 //! A process that stands still, and why one does not.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use super::job_control::{JobControlHeld, interrupt_flag};
+use super::priority::Hurry;
 use super::procfs;
-use super::tracer::{self, Standstill};
+use super::tracer::{self, Released, Standstill};
 use super::watchdog::Armed;
+
+/// From one look at a tracing thread that is ending to the next.
+const NAP: Duration = Duration::from_micros(20);
 
 /// Targets that this process holds stopped.
 static STOPPED_TARGETS: AtomicUsize = AtomicUsize::new(0);
@@ -45,8 +50,15 @@ pub enum SuspendError {
         "thread {1} of process {0} does not stop (state {2}): try again when the system is less busy"
     )]
     DoesNotStop(u32, u32, char),
-    /// It is a kernel thread, or it has ended and its parent has not noticed yet.
-    #[error("process {0} has no memory: it is a kernel thread or a zombie")]
+    /// The copy takes so long that the target has to be let go first.
+    #[error(
+        "the memory of process {0} could not be copied while it may stand still, because other \
+         programs keep the processors busy: try again later, or with sudo, so that rleaks runs \
+         before them"
+    )]
+    TooSlow(u32),
+    /// It has no memory at the moment.
+    #[error("process {0} has no memory: it is about to end, or to execute another program")]
     NoMemory(u32),
     /// A signal asked rleaks to end.
     #[error("interrupted")]
@@ -75,26 +87,32 @@ impl SuspendError {
 pub(super) struct Suspended {
     /// Lets the target go on, and says for how long it stood still.
     let_go: Option<Box<dyn FnOnce() -> Duration>>,
-    /// Lasts until the target runs: fields are dropped after `drop` has run.
+    /// These last until the target runs: fields are dropped after `drop` has run.
+    _watchdog: Armed,
+    _hurry: Option<Hurry>,
     _job_control: JobControlHeld,
 }
 
 impl Suspended {
     /// Stops all threads of process `pid`. If that lasts longer than `limit`, until the value is
-    /// dropped, the watchdog ends rleaks.
-    pub(super) fn stop(pid: u32, limit: Duration) -> Result<(Self, Standstill), SuspendError> {
+    /// dropped, the watchdog ends rleaks. `hurry` lasts as long.
+    pub(super) fn stop(
+        pid: u32,
+        limit: Duration,
+        hurry: Option<Hurry>,
+    ) -> Result<(Self, Standstill), SuspendError> {
         let (found, standstill) = sync_channel(1);
         let (release, released) = sync_channel::<()>(0);
         let interrupted = interrupt_flag();
-        let mut suspended = Self::new();
+        let mut suspended = Self::new(limit, hurry);
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
             .spawn(move || tracer::trace(pid, limit, interrupted, &found, &released));
         let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
         suspended.let_go = Some(Box::new(move || {
             drop(release);
-            // If it panicked, the kernel has detached; the panic is kept by the panic hook.
-            tracer.join().unwrap_or_default()
+            // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
+            tracer.join().map_or(Duration::ZERO, wait_for_its_end)
         }));
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),
@@ -105,20 +123,17 @@ impl Suspended {
     /// A process that stands at its end, until `let_go` is called. If that lasts longer than `limit`,
     /// the watchdog ends rleaks.
     pub(super) fn at_its_end(let_go: impl FnOnce() -> Duration + 'static, limit: Duration) -> Self {
-        let watchdog = Armed::new(limit);
-        let mut suspended = Self::new();
-        suspended.let_go = Some(Box::new(move || {
-            let paused = let_go();
-            drop(watchdog);
-            paused
-        }));
+        let mut suspended = Self::new(limit, None);
+        suspended.let_go = Some(Box::new(let_go));
         suspended
     }
 
-    fn new() -> Self {
+    fn new(limit: Duration, hurry: Option<Hurry>) -> Self {
         STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
         Self {
             let_go: None,
+            _watchdog: Armed::new(limit),
+            _hurry: hurry,
             _job_control: JobControlHeld::new(),
         }
     }
@@ -145,4 +160,14 @@ impl fmt::Debug for Suspended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Suspended").finish_non_exhaustive()
     }
+}
+
+/// Waits until the tracing thread is gone: the kernel lets go of the target after it has told whoever
+/// joins the thread. Returns how long the target stood still.
+fn wait_for_its_end(released: Released) -> Duration {
+    let thread = format!("/proc/self/task/{}", released.tid);
+    while Path::new(&thread).exists() {
+        std::thread::sleep(NAP);
+    }
+    released.pause
 }

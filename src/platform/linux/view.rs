@@ -12,6 +12,9 @@ use super::suspend::SuspendError;
 use crate::memory::Width;
 use crate::snapshot::{Process, Region};
 
+/// How often a file of `/proc` is read that is empty.
+const MAX_READINGS: usize = 5;
+
 /// The memory of a process, and what the kernel says of it.
 ///
 /// It is seen through a thread that is alive: where the main thread has ended, its own files are
@@ -39,11 +42,20 @@ impl View {
 
     /// The VM mappings as they are now.
     pub(super) fn regions(&self) -> Result<Vec<Region>, CaptureError> {
-        let regions = regions::parse_maps(&self.read("maps")?);
-        if regions.is_empty() {
-            return Err(explained(SuspendError::NoMemory(self.pid)));
+        // The file is that of the memory which the process had when the file was opened: it is empty if
+        // another program was executed between that and the reading.
+        for _ in 0..MAX_READINGS {
+            let regions = regions::parse_maps(&self.read("maps")?);
+            if !regions.is_empty() {
+                return Ok(regions);
+            }
         }
-        Ok(regions)
+        Err(explained(SuspendError::NoMemory(self.pid)))
+    }
+
+    /// The folder in `/proc` of the thread through which the process is seen.
+    pub(super) fn folder(&self) -> String {
+        format!("/proc/{}", self.tid)
     }
 
     /// How the mappings are used. The cost follows the memory that the process uses.

@@ -194,8 +194,10 @@ impl Ending {
     pub fn stopped(self, target: &Target, survey: &Survey) -> Result<Stopped, CaptureError> {
         drop(self.watchdog);
         let held = self.held;
-        let suspended = Suspended::at_its_end(move || held.let_go(), survey.limit_at_end());
-        target.stopped(suspended, self.standstill)
+        let limit = survey.limit_at_end();
+        let deadline = Instant::now() + limit;
+        let suspended = Suspended::at_its_end(move || held.let_go(), limit);
+        target.stopped((suspended, self.standstill), deadline)
     }
 }
 

@@ -297,16 +297,21 @@ impl Traced {
         let mut standing = self.standing();
         standing.sort_by_key(|tid| *tid != self.pid);
         for tid in standing {
-            match registers::read(self.pid, tid) {
-                Ok(thread) => standstill.threads.push(thread),
+            match registers::read(tid) {
+                Ok(mut thread) => {
+                    thread.inner_tid = procfs::inner_tid(self.pid, tid);
+                    standstill.threads.push(thread);
+                }
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
                 Err(error) => return Err(SuspendError::Other(self.pid, error)),
             }
         }
         for tid in self.missing() {
             standstill.warnings.push(asleep(tid));
-            let thread = procfs::sleeping_thread(self.pid, tid);
-            standstill.threads.extend(thread.ok());
+            if let Ok(mut thread) = procfs::sleeping_thread(self.pid, tid) {
+                thread.inner_tid = procfs::inner_tid(self.pid, tid);
+                standstill.threads.push(thread);
+            }
         }
         if standstill.threads.is_empty() {
             return Err(SuspendError::Ended(self.pid));
