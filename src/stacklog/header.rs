@@ -3,12 +3,11 @@
 use std::mem::{offset_of, size_of};
 
 use super::format::{
-    FLAG_BYPASSED, FLAG_FORKED, FLAG_SCRIBBLE, HEADER_SYMBOL, Header, MAGIC, MODE_FULL, MODE_LITE,
-    MODE_OFF, VERSION,
+    FLAG_BYPASSED, FLAG_FORKED, FLAG_SCRIBBLE, Header, MAGIC, MODE_FULL, MODE_LITE, MODE_OFF,
+    VERSION,
 };
 use crate::addr::Addr;
 use crate::memory::Memory;
-use crate::snapshot::{Module, dynamic_symbols};
 use crate::warning::{Bias, Warning};
 
 /// The most frames of a stack that are read, whatever the log says.
@@ -100,19 +99,6 @@ pub(super) struct Tables {
     pub(super) images: Addr,
     pub(super) images_len: u64,
     pub(super) mappings: Addr,
-}
-
-/// The address of the header: the recorder's data symbol, if a recorder is loaded.
-///
-/// `memory` must hold the modules' dynamic symbol tables, which are in read-only pages of their
-/// files.
-#[must_use]
-pub fn header_address(memory: &dyn Memory, modules: &[Module]) -> Option<Addr> {
-    modules.iter().find_map(|module| {
-        let symbols = dynamic_symbols(memory, module).into_iter();
-        let mut own = symbols.filter(|symbol| symbol.is_defined && symbol.name == HEADER_SYMBOL);
-        own.next().map(|symbol| symbol.value)
-    })
 }
 
 impl LogHeader {

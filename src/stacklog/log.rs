@@ -27,8 +27,8 @@ pub struct StackLog {
 }
 
 impl StackLog {
-    /// Opens the log whose header is at `header`: see [`super::header_address`]. `None` where
-    /// nothing is recorded.
+    /// Opens the log whose header is at `header_at`, the value of the symbol
+    /// [`super::format::HEADER_SYMBOL`]. `None` where nothing is recorded.
     ///
     /// # Errors
     /// Says why there is a log that cannot be used.

@@ -28,7 +28,7 @@ mod tests;
 
 pub use allocations::Allocations;
 pub use exit_page::ExitPage;
-pub use header::{LogError, LogHeader, LogMode, header_address};
+pub use header::{LogError, LogHeader, LogMode};
 pub use image::Image;
 pub use log::StackLog;
 pub use recorder::RECORDER;

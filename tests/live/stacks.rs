@@ -1,5 +1,6 @@
 //! Leaks of programs that run under the recorder come with the call stacks that allocated them.
 
+use std::fs;
 use std::process::Command;
 
 use serde_json::Value;
@@ -110,6 +111,29 @@ fn assert_stack(stack: &Value) {
 
 fn frames(stack: &Value) -> &[Value] {
     stack["frames"].as_array().unwrap()
+}
+
+#[test]
+fn leaked_string_has_its_stack_when_rleaks_starts_the_program() {
+    let program = compile("load_aot.c");
+    let mut command = rleaks_command();
+    let fixture = Fixture::of(command.args(["record", "--"]).arg(&program));
+    let report = leaks(&fixture.pid());
+    assert_eq!(report["summary"]["leaked_blocks"], 1);
+    assert_stack(&report["stacks"][0]);
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let output = rleaks_command()
+        .arg("--at-exit")
+        .arg(format!("--json={}", file.path().display()))
+        .arg("--")
+        .args([program.as_os_str(), "return".as_ref()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&fs::read(file.path()).unwrap()).unwrap();
+    assert_eq!(report["summary"]["leaked_blocks"], 1);
+    assert_stack(&report["stacks"][0]);
 }
 
 #[test]
