@@ -57,8 +57,8 @@ else
 fi
 [ $# = 0 ] || exit 0
 
-# Each says what it finds; both need the debug build, which the tests have made.
-for oracle in "run.sh 3" valgrind.sh; do
+# Each says what it finds; all need the debug build, which the tests have made.
+for oracle in "run.sh 3" valgrind.sh stacks.sh; do
     if tests/oracle/$oracle; then
         echo "test.sh: tests/oracle/$oracle passed"
     else

@@ -1,5 +1,9 @@
 //! The recorder in programs: they do what they do without it.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a helper of a test fails by panicking, as the test does"
+)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

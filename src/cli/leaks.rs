@@ -72,7 +72,11 @@ pub(super) fn scan(
     args: &LeaksArgs,
     capture: impl FnOnce() -> anyhow::Result<(Captured, TargetFiles)>,
 ) -> anyhow::Result<Report> {
-    let mut phases = Phases::new(&args.output);
+    let mut phases = if args.at_exit.follow_children {
+        Phases::beside_a_program(&args.output)
+    } else {
+        Phases::new(&args.output)
+    };
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
     let (captured, files) = capture()?;

@@ -21,8 +21,16 @@ pub(super) struct Phases {
 
 impl Phases {
     pub(super) fn new(output: &OutputArgs) -> Self {
-        let is_shown = io::stderr().is_terminal() && !output.quiet && !output.verbose;
-        let spinner = if is_shown {
+        Self::with_spinner(output, io::stderr().is_terminal())
+    }
+
+    /// The same without anything that moves: a program writes to the terminal meanwhile.
+    pub(super) fn beside_a_program(output: &OutputArgs) -> Self {
+        Self::with_spinner(output, false)
+    }
+
+    fn with_spinner(output: &OutputArgs, is_wanted: bool) -> Self {
+        let spinner = if is_wanted && !output.quiet && !output.verbose {
             ProgressBar::new_spinner()
         } else {
             ProgressBar::hidden()

@@ -72,6 +72,7 @@ extern "C" fn next_operator(index: usize) -> usize {
     use core::sync::atomic::AtomicUsize;
     use core::sync::atomic::Ordering::Relaxed;
     static FOUND: [AtomicUsize; OPERATORS.len()] = [const { AtomicUsize::new(0) }; OPERATORS.len()];
+    hooks::new_called();
     let found = FOUND[index].load(Relaxed);
     if found != 0 {
         return found;

@@ -191,6 +191,11 @@ pub(crate) extern "C" fn plain_delete(block: usize) {
     }
 }
 
+/// An `operator new` begins: what its thread allocated before is not its block.
+pub(crate) fn new_called() {
+    arch::local().last_block.set(0);
+}
+
 /// Records a block that an `operator new` gave. Where that one called malloc, it is recorded.
 pub(crate) extern "C" fn new_returned(
     block: usize,
@@ -281,13 +286,9 @@ fn freed(log: &'static Log, block: usize, caller: Caller) -> Option<Removed> {
         return None;
     }
     images::note_caller(caller.return_address());
-    let local = arch::local();
-    if local.last_block.get() == !block {
-        local.last_block.set(0);
-    }
     let removed = blocks::remove(log, block);
     if removed.is_some() && log.history.as_ref().is_some_and(|history| history.is_own()) {
-        write_freed(log, local, block, caller);
+        write_freed(log, arch::local(), block, caller);
     }
     removed
 }

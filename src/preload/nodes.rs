@@ -61,10 +61,14 @@ fn mix(number: u64) -> u64 {
 #[inline]
 pub(crate) fn intern(log: &Log, hash: u64, frames: &[Frame], is_cut: bool) -> u32 {
     let set = &log.stack_cache[(hash >> (64 - STACK_SET_BITS)) as usize];
-    for known in &set.0 {
-        if let Some(node) = known.get(hash) {
-            return node;
-        }
+    // Which one of them it is cannot be foreseen: without a branch for that, the processor goes on
+    // with other work until the cache line is there.
+    let node = set
+        .0
+        .iter()
+        .fold(NODE_NONE, |found, known| found | known.get(hash));
+    if node != NODE_NONE {
+        return node;
     }
     let node = intern_frames(log, frames, is_cut);
     if node != NODE_NONE {
@@ -89,11 +93,12 @@ struct KnownStack {
 }
 
 impl KnownStack {
+    /// The node, if it is that of `hash`.
     #[inline]
-    fn get(&self, hash: u64) -> Option<u32> {
+    fn get(&self, hash: u64) -> u32 {
         let node = self.node.load(Relaxed);
-        let is_known = self.check.load(Relaxed) ^ node.wrapping_mul(MULTIPLIER) == hash;
-        (is_known && node != 0).then_some(node as u32)
+        let is_known = self.check.load(Relaxed) ^ node.rotate_left(32) == hash;
+        core::hint::select_unpredictable(is_known, node as u32, NODE_NONE)
     }
 }
 
@@ -107,9 +112,7 @@ impl StackSet {
             .find(is_free)
             .unwrap_or(&self.0[hash as usize % self.0.len()]);
         let node = u64::from(node);
-        place
-            .check
-            .store(hash ^ node.wrapping_mul(MULTIPLIER), Relaxed);
+        place.check.store(hash ^ node.rotate_left(32), Relaxed);
         place.node.store(node, Relaxed);
     }
 }

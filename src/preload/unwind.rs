@@ -386,6 +386,7 @@ impl Walk<'_> {
         }
         let frame = Frame {
             slot,
+            address,
             code: Code::interrupted(address),
             frame_pointer,
             ..Frame::default()

@@ -42,7 +42,9 @@ impl ExitPage {
             let path = folder.join(format!("{PREFIX}{own_pid}.{number}"));
             match Self::create_at(path, own_pid) {
                 // It belongs to a process of the same number in another pid namespace.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    number = number.wrapping_add(1);
+                }
                 other => return other,
             }
         }
@@ -109,12 +111,17 @@ fn remove_left_pages(folder: &Path) {
     }
 }
 
+fn slot_at(slot: usize) -> usize {
+    let before = slot.saturating_mul(size_of::<ExitSlot>());
+    before.saturating_add(offset_of!(Layout, slots))
+}
+
 fn state_of(slot: usize) -> usize {
-    offset_of!(Layout, slots) + slot * size_of::<ExitSlot>() + offset_of!(ExitSlot, state)
+    slot_at(slot).saturating_add(offset_of!(ExitSlot, state))
 }
 
 fn pid_of(slot: usize) -> usize {
-    offset_of!(Layout, slots) + slot * size_of::<ExitSlot>() + offset_of!(ExitSlot, pid)
+    slot_at(slot).saturating_add(offset_of!(ExitSlot, pid))
 }
 
 impl Waiters for ExitPage {

@@ -13,13 +13,6 @@
 )]
 
 mod allocations;
-#[cfg_attr(
-    not(test),
-    expect(
-        clippy::arithmetic_side_effects,
-        reason = "its numbers are those of rleaks, not of a target"
-    )
-)]
 mod exit_page;
 pub mod format;
 mod header;

@@ -1,7 +1,8 @@
 //! `rleaks --at-exit`: programs of all kinds end as they would, and their leaks are those of their end.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -13,8 +14,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::{
-    Build, Program, addresses, compile, compile_as, number_from_environment, parse_address,
-    rleaks_command, text,
+    Build, Program, Shared, addresses, compile, compile_as, functions, number_from_environment,
+    parse_address, rleaks_command, text, unprivileged,
 };
 
 /// What came of a command that rleaks ran.
@@ -110,6 +111,19 @@ fn every_way_to_end_by_the_c_library_is_seen() {
         assert_eq!(run.report()["capture"]["threads"], 3, "{how}");
         assert_eq!(run.said(), "", "{how}");
     }
+}
+
+#[test]
+fn leaks_come_with_the_stacks_that_allocated_them() {
+    let run = Run::new(&[], &[&ends(), "exit", "0"]);
+    assert_true(&run, 0);
+    for leak in run.report()["leaks"].as_array().unwrap() {
+        let functions = functions(run.report(), leak);
+        let from = functions.iter().position(|name| name == "build").unwrap();
+        assert_eq!(functions[from + 1], "main", "{functions:?}");
+    }
+    let run = Run::new(&["--no-stacks"], &[&ends(), "exit", "0"]);
+    assert_true(&run, 0);
 }
 
 #[test]
@@ -266,6 +280,39 @@ fn python_that_a_signal_ends_is_seen_on_signal() {
     }
 }
 
+/// All threads are there with their registers, however many there are and whatever they do.
+#[test]
+fn threads_of_all_kinds_come_to_stand_at_the_end() {
+    let program = compile("ends_threads.c").display().to_string();
+    for (count, work, way) in [
+        ("1000", "sleep", "return"),
+        ("20", "spin", "return"),
+        ("4", "allocate", "return"),
+        ("4", "allocate", "thread"),
+        ("4", "start", "return"),
+        ("4", "start", "thread"),
+        ("4", "start", "execute"),
+    ] {
+        for options in [&[][..], &["--on-signal"]] {
+            let run = Run::new(options, &[&program, count, work, way]);
+            let report = run.report();
+            let of = format!("{count} {work} {way} {options:?}: {report}");
+            assert_eq!(report["target"]["command_status"], 3, "{of}");
+            let threads = report["capture"]["threads"].as_u64().unwrap();
+            let least = count.parse::<u64>().unwrap() + 1;
+            if work == "start" {
+                assert!(threads >= least, "{of}");
+            } else {
+                assert_eq!(threads, least + u64::from(way == "thread"), "{of}");
+            }
+            assert!(
+                !report["warnings"].to_string().contains("thread_asleep"),
+                "{of}"
+            );
+        }
+    }
+}
+
 #[test]
 fn leak_status_is_the_status_where_there_are_leaks() {
     let run = Run::new(&["--leak-status=42"], &[&ends(), "exit", "7"]);
@@ -325,14 +372,32 @@ fn command_that_is_not_there_is_an_error() {
     }
     // It is a script for no interpreter.
     fs::write(&no_program, "#!/no/such/interpreter\n").unwrap();
-    fs::set_permissions(
-        &no_program,
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )
-    .unwrap();
+    fs::set_permissions(&no_program, Permissions::from_mode(0o755)).unwrap();
     let run = Run::new(&[], &[no_program.to_str().unwrap()]);
     assert_eq!(run.status(), Some(2));
-    assert!(run.said().contains("rleaks: cannot run "), "{}", run.said());
+    assert!(
+        run.said().contains("there is no /no/such/interpreter, "),
+        "{}",
+        run.said()
+    );
+    // What only the kernel finds out is told as well.
+    let mut program = fs::read(ends()).unwrap();
+    let loader = b"/ld-linux-x86-64.so.2\0";
+    let at = program
+        .windows(loader.len())
+        .position(|w| w == loader)
+        .unwrap();
+    program[at + loader.len() - 2] = b'9';
+    fs::write(&no_program, program).unwrap();
+    for options in [&[][..], &["--on-signal"]] {
+        let run = Run::new(options, &[no_program.to_str().unwrap()]);
+        assert_eq!(run.status(), Some(2), "{}", run.said());
+        assert!(
+            run.said().starts_with("rleaks: cannot run /"),
+            "{}",
+            run.said()
+        );
+    }
 }
 
 #[test]
@@ -353,9 +418,14 @@ fn file_of_the_report_is_checked_before_the_command_runs() {
     assert!(!trace.exists());
 }
 
-/// A shell that says `ready`, counts its signals, and ends with the count.
-const COUNTER: &str = "trap 'n=$((n+1)); echo $n' TERM HUP USR1 USR2 INT; n=0; echo ready; \
-    while [ $n -lt 4 ]; do read -t 0.05 _ <> <(:); done; exit $n";
+/// A program that says `ready`, counts its signals, and ends with status 4 after so many.
+const COUNTER: &str = "import signal, sys, time\n\
+    seen = []\n\
+    def count(*_):\n    seen.append(1)\n    print(len(seen), flush=True)\n\
+    for name in 'SIGTERM SIGHUP SIGUSR1 SIGUSR2'.split():\n    signal.signal(signal.Signals[name], count)\n\
+    print('ready', flush=True)\n\
+    while len(seen) < 4: time.sleep(0.05)\n\
+    sys.exit(4)";
 
 fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
@@ -365,7 +435,7 @@ fn send(pid: u32, signal: Signal) {
 fn signals_to_rleaks_reach_the_command_once() {
     for options in [&["--quiet"][..], &["--quiet", "--on-signal"]] {
         let mut command = at_exit(options);
-        command.args(["--leak-status=4", "--", "bash", "-c", COUNTER]);
+        command.args(["--leak-status=4", "--", "/usr/bin/python3", "-c", COUNTER]);
         let mut program = Program::start(&mut command);
         assert_eq!(program.line(), "ready");
         let signals = [
@@ -389,9 +459,9 @@ fn command_that_a_signal_to_rleaks_ends_has_its_status() {
     let mut program = Program::start(at_exit(&["--quiet", "--on-signal"]).args([
         "--leak-status=9",
         "--",
-        "bash",
+        "/usr/bin/python3",
         "-c",
-        "echo ready; exec sleep 99",
+        "import time; print('ready', flush=True); time.sleep(99)",
     ]));
     assert_eq!(program.line(), "ready");
     send(program.id(), Signal::SIGTERM);
@@ -441,6 +511,63 @@ fn command_and_rleaks_are_stopped_and_continued_together() {
         program.tell("");
         let (status, _) = program.finish();
         assert_eq!(status.code(), Some(3));
+    }
+}
+
+/// Neither the recorder nor a tracer may come between a program and what its file gives it.
+#[test]
+fn program_with_privileges_of_its_own_keeps_them() {
+    let (shared, rleaks) = Shared::with_rleaks();
+    let id = shared.add(Path::new("/usr/bin/id"), "id");
+    fs::set_permissions(&id, Permissions::from_mode(0o4755)).unwrap();
+    for options in [
+        &["record"][..],
+        &["--at-exit"],
+        &["--at-exit", "--on-signal"],
+    ] {
+        let mut command = unprivileged(&rleaks);
+        command.args(options).arg("--").arg(&id).arg("-u");
+        command
+            .env("TMPDIR", shared.path())
+            .env_remove("XDG_RUNTIME_DIR");
+        shared.open_to_all();
+        let output = command.output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(text(&output.stdout), "0\n", "{options:?}: {said}");
+        assert!(said.contains("(set-user-ID)"), "{said}");
+        let is_record = options == ["record"];
+        assert_eq!(
+            output.status.code(),
+            Some(if is_record { 0 } else { 2 }),
+            "{said}"
+        );
+        assert_eq!(said.contains("ran unobserved"), !is_record, "{said}");
+    }
+}
+
+#[test]
+fn other_users_can_run_and_scan_programs_of_their_own() {
+    let (shared, rleaks) = Shared::with_rleaks();
+    shared.open_to_all();
+    let program = shared.add(&compile("ends.c"), "ends");
+    for options in [&[][..], &["--on-signal"]] {
+        let mut command = unprivileged(&rleaks);
+        command
+            .env("TMPDIR", shared.path())
+            .env_remove("XDG_RUNTIME_DIR");
+        let command = command
+            .arg("--at-exit")
+            .args(options)
+            .args(["--list", "--"])
+            .arg(&program);
+        let output = command.args(["exit", "0"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        for at in said(&output, "leak").keys() {
+            assert!(
+                text(&output.stdout).contains(&format!("Leak: {at:#x} ")),
+                "{output:?}"
+            );
+        }
     }
 }
 

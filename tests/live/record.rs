@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::{
-    Build, Program, Shared, compile_as, rleaks, rleaks_command, text, unprivileged,
+    Build, Fixture, Program, Shared, addresses, compile_as, functions, leaks, rleaks,
+    rleaks_command, text, unprivileged,
 };
 
 /// rleaks with a temporary folder of its own, and without one of the session.
@@ -40,6 +41,18 @@ fn recorded_program_is_the_process_that_was_started_as_rleaks() {
     assert!(maps.contains(library.trim_end()), "{maps}");
     assert_eq!(program.ask("a line"), "a line");
     assert_eq!(program.wait().signal(), Some(15));
+}
+
+#[test]
+fn scan_of_a_recorded_program_shows_who_allocated() {
+    let program = Fixture::program("kind_root_leak.c");
+    let fixture = Fixture::of(rleaks_command().args(["record", "--"]).arg(program));
+    let report = leaks(&fixture.pid());
+    assert!(addresses(&report["leaks"]).keys().eq(fixture.leaks.keys()));
+    for leak in report["leaks"].as_array().unwrap() {
+        let functions = functions(&report, leak);
+        assert!(functions.iter().any(|name| name == "main"), "{functions:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Leaks of programs that run under the recorder come with the call stacks that allocated them.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -414,4 +415,40 @@ fn mono_has_the_native_stacks_of_its_leaks() {
         assert!(functions.contains(&function), "{functions:?}");
     }
     assert_eq!(report["groups"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn code_of_unloaded_libraries_has_its_names() {
+    let libraries = ["first_library", "second_library"];
+    let paths = libraries.map(|name| compile(&format!("{name}.c")));
+    let mut command = recorded(compile("unloaded.c"));
+    for (path, name) in paths.iter().zip(libraries) {
+        command.arg(path).arg(name);
+    }
+    let fixture = Fixture::of(&mut command);
+    let report = leaks(&fixture.pid());
+    let stacks = report["stacks"].as_array().unwrap();
+    assert_eq!(stacks.len(), 2);
+    let of_leak = |requested: u64| {
+        let leaks = report["leaks"].as_array().unwrap();
+        let leak = leaks
+            .iter()
+            .find(|leak| leak["requested"] == requested)
+            .unwrap();
+        let id = leak["stack"].as_u64().unwrap();
+        frames(&stacks[usize::try_from(id).unwrap()])
+    };
+    let mut addresses = Vec::new();
+    for ((path, name), requested) in paths.iter().zip(libraries).zip([1001, 1002]) {
+        let inner = name.replace("library", "inner");
+        for (frame, function) in of_leak(requested).iter().zip([&inner, name]) {
+            assert_eq!(frame["function"], function, "{frame}");
+            assert_eq!(frame["module"], path.to_str().unwrap());
+            let source = Path::new(frame["file"].as_str().unwrap());
+            assert!(source.ends_with(format!("fixtures/{name}.c")));
+        }
+        addresses.push(of_leak(requested)[0]["address"].clone());
+    }
+    // Else it would be no test: one was where the other one had been.
+    assert_eq!(addresses[0], addresses[1]);
 }

@@ -141,19 +141,21 @@ fn quit_key_does_not_end_rleaks() {
 fn job_control_stops_and_continues_the_command() {
     for options in ["--leak-status=0", "--leak-status=0 --on-signal"] {
         let mut terminal = Terminal::start("bash --norc --noprofile -i");
-        let script = "'echo rea\"\"dy; read word; echo got $word'";
-        terminal.press(&format!(
-            "{}\n",
-            rleaks(options, &format!("bash -c {script}"))
-        ));
+        let script = "import signal, sys; go_on = lambda *_: print('go' + 'es on', flush=True); \
+            signal.signal(signal.SIGCONT, go_on); print('rea' + 'dy', flush=True); \
+            print('got', sys.stdin.readline())";
+        let command = format!("/usr/bin/python3 -c {script:?}");
+        terminal.press(&format!("{}\n", rleaks(options, &command)));
         terminal.expect("ready\r\n");
-        for command in ["fg", "bg; sleep 0.2; fg"] {
+        for (command, times) in [("fg", 1), ("bg; sleep 0.2; fg", 2)] {
             terminal.press("\x1a");
             terminal.expect("Stopped");
             terminal.press(&format!("echo sh\"\"ell; {command}\n"));
             terminal.expect("shell\r\n");
+            for _ in 0..times {
+                terminal.expect("goes on");
+            }
         }
-        thread::sleep(Duration::from_millis(300));
         terminal.press("something\n");
         terminal.expect("got something");
         terminal.expect("total leaked bytes.");
@@ -161,6 +163,28 @@ fn job_control_stops_and_continues_the_command() {
         terminal.expect("status 0");
         terminal.press("exit\n");
         terminal.finish();
+    }
+}
+
+#[test]
+fn command_is_told_that_its_terminal_is_gone() {
+    for options in ["", "--on-signal"] {
+        let folder = tempfile::tempdir().unwrap();
+        let trace = folder.path().join("trace");
+        let script = format!(
+            "trap 'echo gone > {}; exit' HUP; echo ready; while :; do sleep 0.02; done",
+            trace.display()
+        );
+        // The shell that script(1) starts is replaced, so that rleaks is the first of its session.
+        let command = format!("exec {}", rleaks(options, &format!("bash -c {script:?}")));
+        let mut terminal = Terminal::start(&command);
+        terminal.expect("ready");
+        drop(terminal);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while std::fs::read_to_string(&trace).unwrap_or_default() != "gone\n" {
+            assert!(Instant::now() < deadline, "it was not told: {options}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -178,11 +202,13 @@ fn command_is_in_the_foreground_of_its_terminal() {
 fn shell_with_job_control_of_its_own_works_in_it() {
     let shell = rleaks("--leak-status=5", "bash --norc --noprofile -i");
     let mut terminal = Terminal::start(&shell);
-    terminal.press("sleep 99\n");
-    thread::sleep(Duration::from_millis(500));
+    terminal.press("sh -c 'echo rea\"\"dy; exec cat'\n");
+    terminal.expect("ready\r\n");
     terminal.press("\x1a");
     terminal.expect("Stopped");
-    terminal.press("kill -9 %1; wait; exit 5\n");
+    terminal.press("kill -9 %1; sleep 0.2\n");
+    terminal.expect("Killed");
+    terminal.press("exit 5\n");
     terminal.expect("total leaked bytes.");
     let (text, status) = terminal.finish();
     assert_eq!(status, Some(5), "{text}");

@@ -99,7 +99,7 @@ pub(crate) fn compile_as(file: &str, build: Build) -> PathBuf {
 }
 
 fn command_line(file: &str, build: Build) -> (&'static str, &'static [&'static str]) {
-    if file == "tls_library.c" {
+    if file.ends_with("_library.c") {
         let flags = &[
             "-O1",
             "-g",

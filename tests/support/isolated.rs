@@ -38,6 +38,11 @@ impl Shared {
         copy
     }
 
+    /// Lets everybody make files in the folder.
+    pub(crate) fn open_to_all(&self) {
+        fs::set_permissions(self.0.path(), Permissions::from_mode(0o1777)).unwrap();
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         self.0.path()

@@ -17,8 +17,8 @@ pub(crate) use isolated::{Shared, unprivileged};
 pub(crate) use program::Program;
 pub(crate) use recorder::{recorded, recorder};
 pub(crate) use report::{
-    addresses, assert_refused, heap, heap_by, leaks, leaks_by, leaks_with, leaks_without_roots,
-    parse_address, rleaks, rleaks_command, text,
+    addresses, assert_refused, functions, heap, heap_by, leaks, leaks_by, leaks_with,
+    leaks_without_roots, parse_address, rleaks, rleaks_command, text,
 };
 
 /// A number from the environment, which long runs raise.

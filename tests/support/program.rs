@@ -13,6 +13,8 @@ pub(crate) struct Program {
 impl Program {
     pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
+            // Cargo sets it for tests; a dynamic loader keeps a block for each folder in it.
+            .env_remove("LD_LIBRARY_PATH")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -95,6 +95,19 @@ pub(crate) fn leaks_by(command: &mut Command) -> Value {
     report
 }
 
+/// The functions of the stack that allocated `leak`, a part of `report`, the innermost first.
+pub(crate) fn functions(report: &Value, leak: &Value) -> Vec<String> {
+    let is_its = |stack: &&Value| stack["id"] == leak["stack"];
+    let mut stacks = report["stacks"].as_array().unwrap().iter();
+    let stack = stacks
+        .find(is_its)
+        .unwrap_or_else(|| panic!("no stack: {leak}"));
+    let frames = stack["frames"].as_array().unwrap().iter();
+    frames
+        .map(|frame| frame["function"].as_str().unwrap_or("?").to_owned())
+        .collect()
+}
+
 fn parse(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         panic!(

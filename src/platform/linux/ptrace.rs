@@ -77,13 +77,22 @@ pub(super) fn event_message(tid: u32) -> io::Result<u64> {
     Ok(message)
 }
 
-/// What one of the traced threads or children of this process did, without waiting.
+/// What one of the threads did that the calling thread traces, without waiting. Children of other threads
+/// are left alone.
 pub(super) fn any_change() -> Option<(u32, Change)> {
-    let options = libc::__WALL | libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED;
+    wait_for_change(-1, libc::__WALL | libc::__WNOTHREAD)
+}
+
+/// What the child `pid` did, without waiting, whether it is traced or not.
+pub(super) fn change_of_child(pid: u32) -> Option<(u32, Change)> {
+    wait_for_change(i32::try_from(pid).ok()?, libc::WUNTRACED | libc::WCONTINUED)
+}
+
+fn wait_for_change(whose: i32, options: i32) -> Option<(u32, Change)> {
     loop {
         let mut status = 0;
         // SAFETY: `status` outlives the call.
-        let found = unsafe { libc::waitpid(-1, &raw mut status, options) };
+        let found = unsafe { libc::waitpid(whose, &raw mut status, options | libc::WNOHANG) };
         if found == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
             continue;
         }

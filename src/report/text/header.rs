@@ -17,6 +17,9 @@ pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<(
     line(out, "Code Type:", &CodeType(&report.target.arch))?;
     line(out, "Platform:", &Platform(&report.target.os))?;
     line(out, "Target Type:", &kind_name(kind))?;
+    if let Some(status) = report.target.command_status {
+        line(out, "Exit Status:", &status)?;
+    }
     writeln!(out)?;
     line(out, "Date/Time:", &DateTime(&report.capture.taken_at))?;
     let version = Escaped(&report.rleaks_version);

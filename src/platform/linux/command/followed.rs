@@ -13,8 +13,12 @@ use super::spawn::CommandLine;
 use crate::platform::linux::capture::Stopped;
 use crate::platform::linux::capture_error::CaptureError;
 use crate::platform::linux::survey::{Survey, Target};
-use crate::platform::linux::suspend::{SuspendError, Suspended};
+use crate::platform::linux::suspend::Suspended;
 use crate::platform::linux::tracer::Standstill;
+use crate::platform::linux::watchdog::Armed;
+
+/// How long the survey of a process that stands at its end may take: nobody waits for the process.
+const SURVEY_LIMIT: Duration = Duration::from_secs(60);
 
 /// Processes that, before they end, wait until somebody follows them.
 pub trait Waiters: Debug + Send + Sync {
@@ -63,7 +67,7 @@ pub enum FollowEvent {
     /// A process stands at its end.
     Ending(Ending),
     /// A process cannot be followed, and runs on.
-    Refused(u32, SuspendError),
+    Refused(u32, CaptureError),
     /// The command has ended; there are no more events.
     Ended(CommandEnd),
 }
@@ -128,7 +132,10 @@ impl Followed {
     /// # Errors
     /// The thread that follows the command has ended by a bug.
     pub fn next_event(&mut self) -> io::Result<FollowEvent> {
-        let event = self.events.recv().map_err(io::Error::other)?;
+        let mut event = self.events.recv().map_err(io::Error::other)?;
+        if let FollowEvent::Ending(ending) = &mut event {
+            ending.watchdog = Some(Armed::new(SURVEY_LIMIT));
+        }
         if matches!(event, FollowEvent::Ended(_)) {
             // There is no command any more for which signals could be.
             self.disposition.unblock();
@@ -164,6 +171,8 @@ pub struct Ending {
     pub status: u8,
     standstill: Standstill,
     held: Held,
+    /// Ends rleaks if the survey of the process hangs.
+    watchdog: Option<Armed>,
 }
 
 impl Ending {
@@ -173,6 +182,7 @@ impl Ending {
             status,
             standstill,
             held,
+            watchdog: None,
         }
     }
 
@@ -182,6 +192,7 @@ impl Ending {
     /// # Errors
     /// Says so where its memory cannot be read.
     pub fn stopped(self, target: &Target, survey: &Survey) -> Result<Stopped, CaptureError> {
+        drop(self.watchdog);
         let held = self.held;
         let limit = survey.limit_at_end();
         let deadline = Instant::now() + limit;

@@ -18,6 +18,7 @@ use super::cause::shell_status;
 use super::followed::{CommandEnd, Ending, FollowEvent, Held, Waiters};
 use super::spawn::Spawned;
 use super::traced::{Traced, process_of};
+use crate::platform::linux::capture_error::explained;
 use crate::platform::linux::job_control::interrupt_flag;
 use crate::platform::linux::procfs;
 use crate::platform::linux::ptrace::{self, Change};
@@ -75,7 +76,7 @@ impl Follower {
         let signals = awaited_signals();
         loop {
             self.let_go();
-            while let Some((tid, change)) = ptrace::any_change() {
+            while let Some((tid, change)) = self.next_change() {
                 self.take_notice(tid, change);
             }
             self.seize_waiters();
@@ -107,15 +108,25 @@ impl Follower {
         self.send(FollowEvent::Ended(end));
     }
 
+    fn next_change(&self) -> Option<(u32, Change)> {
+        let of_command = || ptrace::change_of_child(self.command.pid);
+        ptrace::any_change().or_else(|| self.ended.is_none().then(of_command)?)
+    }
+
     fn seize(&mut self, pid: u32) {
-        match Traced::seize(pid) {
-            Ok(traced) => {
-                self.processes.insert(pid, traced);
-            }
+        let mut traced = Traced::new(pid);
+        match traced.seize() {
             // What ends before it is seized is told by its status.
-            Err(SuspendError::Ended(_)) => {}
-            Err(error) => self.send(FollowEvent::Refused(pid, error)),
+            Ok(()) | Err(SuspendError::Ended(_)) => {}
+            Err(error) => self.refuse(pid, error),
         }
+        if !traced.is_over() {
+            self.processes.insert(pid, traced);
+        }
+    }
+
+    fn refuse(&self, pid: u32, error: SuspendError) {
+        self.send(FollowEvent::Refused(pid, explained(error)));
     }
 
     /// Seizes the processes that wait for it before they end.
@@ -138,13 +149,17 @@ impl Follower {
     /// The process that calls itself `inner` in its own pid namespace, and has the page mapped by
     /// which it waits: the word of a process is not trusted.
     fn find(&self, inner: u32, inode: u64) -> Option<u32> {
-        let is_meant = |pid: &u32| {
-            let status = procfs::Status::read(*pid, *pid);
-            status.is_ok_and(|status| status.inner_tid == inner) && maps(*pid, inode)
+        let is_named = |pid: u32| {
+            let status = procfs::Status::read(pid, pid);
+            status.is_ok_and(|status| status.inner_tid == inner)
         };
-        [self.command.pid, inner]
-            .into_iter()
-            .find(is_meant)
+        // Its mappings may be hidden: why it cannot be seized is told later.
+        if is_named(self.command.pid) {
+            return Some(self.command.pid);
+        }
+        let is_meant = |pid: &u32| is_named(*pid) && maps(*pid, inode);
+        Some(inner)
+            .filter(is_meant)
             .or_else(|| procfs::pids().into_iter().find(is_meant))
     }
 
@@ -212,28 +227,12 @@ impl Follower {
                 let _ = ptrace::go_on(tid, signal);
             }
             Change::Continued => {}
-            Change::Event { event, signal } => match event {
-                libc::PTRACE_EVENT_EXIT => traced.at_end(tid),
-                libc::PTRACE_EVENT_STOP if is_stop(signal) => {
-                    let _ = ptrace::stay_stopped(tid);
-                    if tid == self.command.pid {
-                        traced.is_stopped = true;
-                        tell_shell(Signal::SIGSTOP);
-                    }
+            Change::Event { event, signal } => {
+                let told = at_event(traced, tid, event, signal);
+                if let Some(told) = told.filter(|_| tid == self.command.pid) {
+                    tell_shell(told);
                 }
-                _ => {
-                    if event == libc::PTRACE_EVENT_EXEC {
-                        traced.executed();
-                    }
-                    if event == libc::PTRACE_EVENT_CLONE {
-                        add_new(traced, tid);
-                    }
-                    let _ = ptrace::go_on(tid, 0);
-                    if tid == self.command.pid && std::mem::take(&mut traced.is_stopped) {
-                        tell_shell(Signal::SIGCONT);
-                    }
-                }
-            },
+            }
         }
     }
 
@@ -263,7 +262,7 @@ impl Follower {
             )),
             Err(error) => {
                 traced.release();
-                FollowEvent::Refused(pid, error)
+                FollowEvent::Refused(pid, explained(error))
             }
         };
         self.send(event);
@@ -276,6 +275,8 @@ impl Follower {
                 traced.release();
             }
         }
+        // Another process may get the same number.
+        self.processes.retain(|_, traced| !traced.is_over());
     }
 
     /// Signals are for the command, to which the terminal sends its own. Once that stands at its end,
@@ -310,6 +311,29 @@ impl Follower {
         let is_held = self.processes.get(&pid).is_some_and(|p| p.is_stopped);
         is_held || status.is_ok_and(|status| status.state == 'T')
     }
+}
+
+/// Thread `tid` has stopped at an event. Gives the signal by which job control has stopped or continued the
+/// process, where it is the main thread and that is what the event was.
+fn at_event(traced: &mut Traced, tid: u32, event: i32, signal: i32) -> Option<Signal> {
+    let is_main = tid == traced.pid;
+    match event {
+        libc::PTRACE_EVENT_EXIT => {
+            traced.at_end(tid);
+            return None;
+        }
+        libc::PTRACE_EVENT_STOP if is_stop(signal) => {
+            let _ = ptrace::stay_stopped(tid);
+            traced.is_stopped |= is_main;
+            return is_main.then_some(Signal::SIGSTOP);
+        }
+        libc::PTRACE_EVENT_EXEC => traced.executed(),
+        libc::PTRACE_EVENT_CLONE => add_new(traced, tid),
+        _ => {}
+    }
+    let _ = ptrace::go_on(tid, 0);
+    let was_stopped = is_main && std::mem::take(&mut traced.is_stopped);
+    was_stopped.then_some(Signal::SIGCONT)
 }
 
 /// Thread `tid` has started another one, which is traced, too.

@@ -38,6 +38,9 @@ pub enum RunError {
     /// It is there.
     #[error("{0} cannot be run: it is a directory, or this user may not execute it")]
     NotExecutable(String),
+    /// It is a script, and its first line names another file that is not there.
+    #[error("{0} cannot be run: there is no {1}, which its first line names")]
+    NoInterpreter(String, String),
 }
 
 /// Why the recorder cannot be at work in a program, or cannot see its allocations.
@@ -99,7 +102,7 @@ impl ProgramFile {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     Err(RunError::NoSuchFile(name()))
                 }
-                _ if is_executable(Path::new(word)) => Ok(Self::behind(PathBuf::from(word))),
+                _ if is_executable(Path::new(word)) => Self::behind(PathBuf::from(word)),
                 _ => Err(RunError::NotExecutable(name())),
             };
         }
@@ -114,21 +117,25 @@ impl ProgramFile {
             is_executable
         });
         match (found, not_executable) {
-            (Some(file), _) => Ok(Self::behind(file)),
+            (Some(file), _) => Self::behind(file),
             (None, Some(file)) => Err(RunError::NotExecutable(file.display().to_string())),
             (None, None) => Err(RunError::NotInPath(name())),
         }
     }
 
     /// The interpreter of a script, and the program itself of any other.
-    fn behind(mut path: PathBuf) -> Self {
+    fn behind(mut path: PathBuf) -> Result<Self, RunError> {
         for _ in 0..MAX_INTERPRETERS {
             match interpreter(&path) {
-                Some(interpreter) => path = interpreter,
                 None => break,
+                Some(interpreter) if !interpreter.exists() => {
+                    let name = |path: &Path| path.display().to_string();
+                    return Err(RunError::NoInterpreter(name(&path), name(&interpreter)));
+                }
+                Some(interpreter) => path = interpreter,
             }
         }
-        Self { path }
+        Ok(Self { path })
     }
 
     /// What keeps the recorder from its work in this program. `None` also where the file cannot be read.

@@ -60,9 +60,9 @@ pub(super) struct Traced {
 }
 
 impl Traced {
-    /// Becomes the tracer of all threads of process `pid`, which run on.
-    pub(super) fn seize(pid: u32) -> Result<Self, SuspendError> {
-        let mut traced = Self {
+    /// Process `pid`, of which no thread is traced yet.
+    pub(super) fn new(pid: u32) -> Self {
+        Self {
             pid,
             threads: BTreeMap::new(),
             phase: Phase::Running,
@@ -70,12 +70,25 @@ impl Traced {
             in_doubt: None,
             status: 0,
             is_stopped: false,
-        };
-        while traced.seize_new_threads()? {}
-        if traced.threads.is_empty() {
-            return Err(SuspendError::Ended(pid));
         }
-        Ok(traced)
+    }
+
+    /// Becomes the tracer of all threads, which run on. Where that fails, it may be the tracer of some:
+    /// they are let go when they stop.
+    pub(super) fn seize(&mut self) -> Result<(), SuspendError> {
+        let seized = self.seize_all();
+        if seized.is_err() {
+            self.release();
+        }
+        seized
+    }
+
+    fn seize_all(&mut self) -> Result<(), SuspendError> {
+        while self.seize_new_threads()? {}
+        if self.threads.is_empty() {
+            return Err(SuspendError::Ended(self.pid));
+        }
+        Ok(())
     }
 
     fn seize_new_threads(&mut self) -> Result<bool, SuspendError> {
@@ -240,6 +253,12 @@ impl Traced {
     /// Says whether it stands at its end, or is about to.
     pub(super) fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Gathering(_) | Phase::Held)
+    }
+
+    /// Says whether none of its threads is traced any more.
+    pub(super) fn is_over(&self) -> bool {
+        let mut states = self.threads.values();
+        self.phase == Phase::Released && states.all(|state| *state == State::Gone)
     }
 
     fn is_executing(&self) -> bool {
