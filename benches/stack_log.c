@@ -6,6 +6,11 @@
 // prints, per pair of malloc and free: CPU nanoseconds, wall nanoseconds. With `inner` the stacks
 // differ in their four innermost calls, each of which is one of ten; with `spread` all but the
 // outermost calls differ from one allocation to the next: each is one of two, or of 20 at the end.
+//
+//   stack_log memory BLOCKS LOW HIGH
+//
+// prints the bytes of memory that the process has more for each of BLOCKS blocks of LOW to HIGH
+// bytes.
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -129,7 +134,32 @@ static double seconds(clockid_t clock) {
     return time.tv_sec + time.tv_nsec * 1e-9;
 }
 
+static long resident(void) {
+    long all, pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file == NULL || fscanf(file, "%ld %ld", &all, &pages) != 2)
+        exit(2);
+    fclose(file);
+    return pages * 4096;
+}
+
+static int memory(long blocks, size_t low, size_t high) {
+    void **all = malloc(blocks * sizeof *all);
+    memset(all, 1, blocks * sizeof *all);
+    uint64_t random = 88172645463325252;
+    long before = resident();
+    for (long i = 0; i < blocks; i++) {
+        size_t size = low + next(&random) % (high - low + 1);
+        all[i] = malloc(size);
+        memset(all[i], 1, size);
+    }
+    printf("%.1f\n", (double)(resident() - before) / blocks);
+    return 0;
+}
+
 int main(int count, char **arguments) {
+    if (count == 5)
+        return memory(atol(arguments[2]), strtoul(arguments[3], NULL, 10), strtoul(arguments[4], NULL, 10));
     if (count != 4)
         return 2;
     pairs = strtoul(arguments[1], NULL, 10);

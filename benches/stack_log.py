@@ -6,7 +6,8 @@
 stack_log.c allocates and frees in a loop, with one thread and with two, from 10,000 stacks of 20 frames, beside 100,000
 blocks that live. Each way to record runs once in each round, so that all share what else the machine does; the table
 has the medians of nanoseconds for a pair of malloc and free, and what is added to those of the program alone as a ratio
-to what LeakSanitizer (gcc's, which follows frame pointers) and heaptrack add.
+to what LeakSanitizer (gcc's, which follows frame pointers) and heaptrack add. Last comes the memory that the log takes
+for each of 10 million blocks.
 """
 
 import argparse
@@ -71,6 +72,16 @@ def table(folder, all_ways, arguments, threads, pattern):
     return {name: wall[name] - wall[native(name)] for name in wall}
 
 
+def memory(folder, recorder):
+    print("\nbytes of memory per block, 10,000,000 blocks: alone, recorded, the log")
+    for low, high in ((16, 16), (16, 64), (16, 512), (500, 600)):
+        command = [f"{folder}/pointers", "memory", "10000000", str(low), str(high)]
+        alone, recorded = (float(subprocess.run(command, env=dict(os.environ, **environment), check=True,
+                                                capture_output=True, text=True).stdout)
+                           for environment in ({}, {"LD_PRELOAD": recorder}))
+        print(f"blocks of {low:3} to {high:3} bytes: {alone:6.1f} {recorded:6.1f} {recorded - alone:6.1f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=2_000_000)
@@ -85,6 +96,7 @@ def main():
             one, two = (table(folder, all_ways, arguments, threads, pattern) for threads in (1, 2))
             print("added wall time per pair, two threads to one: " +
                   ", ".join(f"{name} {two[name] / one[name]:.2f}" for name in one if not name.startswith("native")))
+        memory(folder, recorder.stdout.strip())
 
 
 if __name__ == "__main__":

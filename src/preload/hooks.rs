@@ -219,7 +219,7 @@ pub(crate) extern "C" fn delete_called(block: usize, stack_pointer: usize, frame
     }
 }
 
-#[inline]
+#[inline(always)]
 fn allocated(log: &'static Log, block: usize, size: usize, caller: Caller) {
     if block == 0 || log.settings.mode == MODE_OFF {
         return;
@@ -233,7 +233,9 @@ fn allocated(log: &'static Log, block: usize, size: usize, caller: Caller) {
     }
 }
 
-#[inline]
+/// What is done for a block that is recorded. It is not part of its callers: those have less to save
+/// and restore where most blocks are not.
+#[inline(never)]
 fn record(
     log: &'static Log,
     local: &'static thread::Local,
