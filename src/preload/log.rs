@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use crate::blocks::Record;
 use crate::format::{
     AREAS, BLOCK_CHUNKS, FLAG_BYPASSED, FLAG_SCRIBBLE, HEADS_PER_AREA, Header, IMAGES, MAGIC,
-    MODE_OFF, MappingRecord, NODE_CHUNKS, NODE_FIRST, VERSION,
+    MODE_FAILED, MODE_FULL, MODE_LITE, MODE_OFF, MappingRecord, NODE_CHUNKS, NODE_FIRST, VERSION,
 };
 use crate::history::History;
 use crate::images;
@@ -149,6 +149,14 @@ impl Log {
         let mut settings = Settings::read();
         let header = &rleaks_stack_log;
         let tables = Tables::map(header, &settings);
+        let history = tables.as_ref().and_then(|_| History::open(&settings));
+        let mode = match settings.mode {
+            MODE_OFF => MODE_OFF,
+            _ if tables.is_none() => MODE_FAILED,
+            MODE_FULL if history.is_none() => MODE_LITE,
+            mode => mode,
+        };
+        header.mode.store(mode, Relaxed);
         if tables.is_none() {
             settings.mode = MODE_OFF;
         }
@@ -164,7 +172,7 @@ impl Log {
             rules: tables.part(Tables::RULES),
             images: tables.part(Tables::IMAGES),
             image_extras: tables.part(Tables::IMAGE_EXTRAS),
-            history: History::open(&settings),
+            history,
             clock: vdso_clock(),
             started: sys::steady_clock(),
             settings,
@@ -183,7 +191,6 @@ impl Log {
         header.nodes_end.store(NODE_FIRST.into(), Relaxed);
         header.version.store(VERSION, Relaxed);
         header.size.store(size_of::<Header>() as u32, Relaxed);
-        header.mode.store(self.settings.mode, Relaxed);
         header.depth.store(self.settings.depth as u32, Relaxed);
         header
             .sample_bytes

@@ -88,6 +88,8 @@ pub const MODE_OFF: u32 = 0;
 pub const MODE_LITE: u32 = 1;
 /// Blocks that live, and every event in a file.
 pub const MODE_FULL: u32 = 2;
+/// Nothing, since the program had no memory for the tables of a log.
+pub const MODE_FAILED: u32 = 3;
 
 /// A flag of [`Header::flags`]: calls of the program to `malloc` do not come to the recorder,
 /// since the executable, or a library that comes before the recorder, has its own.

@@ -3,8 +3,8 @@
 use std::mem::{offset_of, size_of};
 
 use super::format::{
-    FLAG_BYPASSED, FLAG_FORKED, FLAG_SCRIBBLE, Header, MAGIC, MODE_FULL, MODE_LITE, MODE_OFF,
-    VERSION,
+    FLAG_BYPASSED, FLAG_FORKED, FLAG_SCRIBBLE, Header, MAGIC, MODE_FAILED, MODE_FULL, MODE_LITE,
+    MODE_OFF, VERSION,
 };
 use crate::addr::Addr;
 use crate::memory::Memory;
@@ -22,6 +22,12 @@ pub enum LogError {
          program was started with"
     )]
     UnknownVersion(u32),
+    /// The program had no memory for it.
+    #[error(
+        "the program had no memory for it when it started: raise the limit of its address space \
+         (ulimit -v) or of the log (RLEAKS_STACK_LOG_LIMIT)"
+    )]
+    NoMemory,
     /// It does not fit together.
     #[error("it is damaged: {0}")]
     Damaged(String),
@@ -129,6 +135,7 @@ impl LogHeader {
     fn parse(bytes: &[u8]) -> Result<Option<Self>, LogError> {
         let mode = match u32_at(bytes, offset_of!(Header, mode)) {
             MODE_OFF => return Ok(None),
+            MODE_FAILED => return Err(LogError::NoMemory),
             MODE_LITE => LogMode::Lite,
             MODE_FULL => LogMode::Full,
             other => return Err(LogError::damaged(format!("its mode is {other}"))),

@@ -339,6 +339,14 @@ fn log_without_room_says_what_it_dropped() {
 }
 
 #[test]
+fn log_without_any_memory_is_warned_of() {
+    let report = leaks(&python("pass", &[("RLEAKS_STACK_LOG_LIMIT", "1")]).pid());
+    assert_eq!(codes(&report), ["stack_log_refused"]);
+    let message = report["warnings"][0]["message"].as_str().unwrap();
+    assert!(message.contains("had no memory for it"), "{message}");
+}
+
+#[test]
 fn blocks_of_other_allocators_come_from_the_log() {
     for (name, library) in [
         ("jemalloc", "libjemalloc.so.2"),
