@@ -9,9 +9,9 @@
 //! The build script compiles it (`--cfg rleaks_recorder`). The package in `preload/` is the same
 //! sources as a plain library, without the exported functions, for lints and unit tests.
 //!
-//! The way of an allocation: [`hooks`] calls the next allocator, [`unwind`] finds the frames by the
-//! [`rules`] of their code ([`cfi`]), of which most are those of the thread's last allocation
-//! ([`thread`]), [`nodes`] gives the stack a number, and [`blocks`] keeps it with the address.
+//! The way of an allocation: `hooks` calls the next allocator, `unwind` finds the frames by the
+//! `rules` of their code (`cfi`), of which most are those of the thread's last allocation
+//! (`thread`), `nodes` gives the stack a number, and `blocks` keeps it with the address.
 #![no_std]
 
 #[cfg(test)]
