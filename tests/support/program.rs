@@ -40,9 +40,11 @@ impl Program {
         line.trim_end().to_owned()
     }
 
-    /// Sends it a line.
+    /// Sends it a line. Where it has ended, the test fails with the last line that it said.
     pub(crate) fn tell(&mut self, line: &str) {
-        self.try_tell(line).unwrap();
+        if let Err(error) = self.try_tell(line) {
+            panic!("{error}; it said: {}", self.last_line());
+        }
     }
 
     /// The same; an error where it does not read any more.
