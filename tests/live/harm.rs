@@ -145,7 +145,7 @@ fn goes_on_through_many_scans(file: &str) {
 
 /// Kills are spread over the whole life of rleaks, which is measured first.
 fn goes_on_when_rleaks_is_killed(file: &str) {
-    let mut busy = Fixture::start(file);
+    let mut busy = Fixture::start_with(file, &["killed"]);
     let start = Instant::now();
     leaks(&busy.pid());
     let life = u64::try_from(start.elapsed().as_micros()).unwrap();
