@@ -77,6 +77,39 @@ pub(crate) fn follows_call(address: usize) -> bool {
     is_call(&before[1..=LONGEST])
 }
 
+/// How far a function that keeps a frame pointer has come with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setup {
+    /// It has done nothing yet, or is about to return.
+    None,
+    /// The caller's frame pointer is on the stack, and still in its register.
+    Pushed,
+    /// The frame pointer is its own, as far as can be seen.
+    Done,
+}
+
+impl Setup {
+    /// What the instruction at `address`, which comes next, says.
+    pub(crate) fn at(address: usize) -> Self {
+        let word = address
+            .checked_sub(1)
+            .and_then(|start| Readable::default().word(start));
+        word.map_or(Self::Done, |word| Self::of(word.to_le_bytes()))
+    }
+
+    /// The same, from the byte before the instruction and the seven from there.
+    fn of(code: [u8; 8]) -> Self {
+        const PUSH: u8 = 0x55;
+        match code {
+            // push rbp, also after endbr64; ret
+            [_, PUSH | 0xc3 | 0xc2, ..] | [_, 0xf3, 0x0f, 0x1e, 0xfa, PUSH, ..] => Self::None,
+            // mov rbp, rsp, in both encodings
+            [PUSH, 0x48, 0x89, 0xe5, ..] | [PUSH, 0x48, 0x8b, 0xec, ..] => Self::Pushed,
+            _ => Self::Done,
+        }
+    }
+}
+
 /// Says whether the last bytes of `code` are a call: relative, or through a register or memory.
 fn is_call(code: &[u8]) -> bool {
     const RELATIVE: u8 = 0xe8;
@@ -126,6 +159,48 @@ mod tests {
         ] {
             assert_eq!(is_call(code), expected, "{code:x?}");
         }
+    }
+
+    #[test]
+    fn frame_pointers_are_set_up_in_two_instructions() {
+        for (code, expected) in [
+            (
+                [0x90, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0x41],
+                Setup::None,
+            ), // push rbp
+            (
+                [0x90, 0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89],
+                Setup::None,
+            ), // endbr64
+            (
+                [0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0x41, 0x56],
+                Setup::Pushed,
+            ), // mov rbp, rsp
+            (
+                [0x55, 0x48, 0x8b, 0xec, 0x41, 0x57, 0x41, 0x56],
+                Setup::Pushed,
+            ),
+            (
+                [0x5d, 0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90],
+                Setup::None,
+            ), // ret
+            (
+                [0xe5, 0x41, 0x55, 0x41, 0x54, 0x53, 0x48, 0x83],
+                Setup::Done,
+            ), // push r13
+            (
+                [0x41, 0x48, 0x89, 0xe5, 0x41, 0x57, 0x41, 0x56],
+                Setup::Done,
+            ), // nothing pushed
+        ] {
+            assert_eq!(Setup::of(code), expected, "{code:x?}");
+        }
+    }
+
+    #[test]
+    fn code_that_cannot_be_read_is_taken_as_set_up() {
+        assert_eq!(Setup::at(0), Setup::Done);
+        assert_eq!(Setup::at(0x10), Setup::Done);
     }
 
     #[test]

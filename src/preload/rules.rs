@@ -3,7 +3,7 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::code::{Code, follows_call};
+use crate::code::{Code, Setup, follows_call};
 use crate::log::Log;
 use crate::{cfi, images};
 
@@ -107,20 +107,39 @@ fn compile(log: &Log, code: Code) -> Rule {
     let image = images::find(log, code.instruction());
     let step = image.and_then(|image| cfi::step(&image, code.instruction()));
     Rule {
-        step: step.unwrap_or_else(|| step_without_information(code)),
+        step: step.unwrap_or_else(|| step_without_information(code, image.is_some())),
         image: image.map_or(0, |image| image.number),
     }
 }
 
 /// Code of which nothing is known may keep a frame pointer. It may also be made at run time, and
-/// another piece may lie there later, of which that is true as well.
-fn step_without_information(code: Code) -> Step {
+/// another piece may lie there later, of which that is true as well: what its instructions are is
+/// only asked of code that stays as it is, that of an image.
+fn step_without_information(code: Code, is_in_image: bool) -> Step {
     if cfi::is_signal_return(code.address()) {
         Step::Signal
-    } else if code.is_exact() || follows_call(code.address()) {
+    } else if code.is_exact() {
+        let setup = is_in_image.then(|| Setup::at(code.address()));
+        interrupted_step(setup.unwrap_or(Setup::Done))
+    } else if follows_call(code.address()) {
         Step::FramePointer
     } else {
         Step::Lost
+    }
+}
+
+/// Before the frame pointer is set up and after it is restored, it is still the caller's.
+fn interrupted_step(setup: Setup) -> Step {
+    match setup {
+        Setup::Done => Step::FramePointer,
+        Setup::None => Step::Call {
+            cfa: Cfa::Stack(8),
+            frame_pointer: None,
+        },
+        Setup::Pushed => Step::Call {
+            cfa: Cfa::Stack(16),
+            frame_pointer: Some(-16),
+        },
     }
 }
 
