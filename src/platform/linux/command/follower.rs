@@ -88,10 +88,17 @@ impl Follower {
                 return self.report_end(status);
             }
             let nap = if is_settling { SHORT_NAP } else { LONG_NAP };
-            if let Some((signal, from_terminal)) = next_signal(&signals, nap) {
-                self.answer(signal, from_terminal);
-            }
+            self.answer_next(&signals, nap);
         }
+    }
+
+    /// Answers a signal, if one comes in time.
+    fn answer_next(&mut self, signals: &SigSet, patience: Duration) -> bool {
+        let next = next_signal(signals, patience);
+        if let Some((signal, from_terminal)) = next {
+            self.answer(signal, from_terminal);
+        }
+        next.is_some()
     }
 
     fn send(&self, event: FollowEvent) {
@@ -243,7 +250,12 @@ impl Follower {
             stands.then_some(traced.pid)
         });
         for pid in standing.collect::<Vec<_>>() {
-            self.was_held |= pid == self.command.pid;
+            if pid == self.command.pid {
+                // What was sent until now was for it, though it can have come to its end sooner than
+                // this thread to the signal.
+                while self.answer_next(&awaited_signals(), Duration::ZERO) {}
+                self.was_held = true;
+            }
             self.hand_over(pid);
         }
         self.processes.values().any(Traced::is_settling)
