@@ -9,6 +9,7 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+pub mod core;
 mod dynamic;
 mod elf;
 mod module;
