@@ -109,6 +109,9 @@ pub(crate) enum Command {
     /// Leak on purpose, then wait until standard input is closed.
     #[command(hide = true)]
     DemoTarget,
+    /// Make a child of a process, as the rleaks says that started this one.
+    #[command(hide = true)]
+    Guardian,
 }
 
 /// Finding leaks: what to scan, how, and what to print.
@@ -390,6 +393,9 @@ pub(crate) enum SnapshotMethod {
     Copy,
     /// Read it while the target is stopped: a longer stop, and little memory.
     Stream,
+    /// Read a child of the target, which one of its threads is made to fork: a very short stop, and
+    /// little memory. Becomes `copy` by itself where that might do harm.
+    Fork,
 }
 
 /// When to use colours.

@@ -27,7 +27,8 @@ pub(super) struct Captured {
     pub(super) log: Option<StackLog>,
     /// The modules with a malloc.
     pub(super) exporters: Vec<Exporter>,
-    /// With [`Method::Stream`] the target stands still until this is released.
+    /// With [`Method::Stream`] the target stands still until this is released, with [`Method::Fork`] a child of it
+    /// lives as long.
     pub(super) stopped: Option<Stopped>,
 }
 
@@ -60,12 +61,16 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
         match ready.and_then(|ready| attempt(target, ready, &mut sleepers)) {
             Ok(Attempt::Captured(captured)) => return Ok(*captured),
             Ok(Attempt::Again(still_good)) => prepared = still_good.map(|good| *good),
+            // The next attempt is another one, or a copy.
+            Err(error) if is_fork_refused(&error) => {}
             Err(error) if may_pass(&error) && late_stops < MAX_LATE_STOPS => late_stops += 1,
             Err(error) => return Err(error),
         }
         // Different each time, so that a thread with a rhythm is met at different points of it.
         std::thread::sleep(Duration::from_millis(u64::from(stop % 10 + 1)));
     }
+    target.give_up_fork();
+    let prepared = prepared.filter(|prepared| !prepared.survey.is_fork());
     last_attempt(target, prepare(target, method, prepared)?)
 }
 
@@ -102,6 +107,10 @@ fn may_pass(error: &anyhow::Error) -> bool {
             SuspendError::DoesNotStop(..) | SuspendError::TooSlow(_) | SuspendError::NoMemory(_)
         ))
     ) || matches!(heap, Some(HeapError::NotFound(_)))
+}
+
+fn is_fork_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(CaptureError::Fork(_)))
 }
 
 /// Stops the target once, and accepts only a heap in which nothing is half-done. `sleepers` are the
@@ -153,6 +162,8 @@ pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<C
     // The threads that copy exist before memory is copied.
     rayon::broadcast(|_| ());
     let target = Target::new(ending.pid);
+    // A process that is at its end waits for nothing.
+    target.give_up_fork();
     let prepared = prepare(&target, method, None)?;
     let stopped = ending.stopped(&target, &prepared.survey)?;
     accept(stopped, prepared)

@@ -95,7 +95,7 @@ fn analyse(
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
     let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
-    let excerpt = release(&mut captured, &leaks);
+    let excerpt = release(&mut captured, &leaks)?;
 
     phases.begin("name call stacks");
     let (snapshot, output) = (&mut captured.snapshot, &args.output);
@@ -153,12 +153,15 @@ fn reach(
     Ok((graph, marks))
 }
 
-/// Lets a target go on that stands still until now, and keeps what is needed to describe `leaks`.
-fn release(captured: &mut Captured, leaks: &[Leak]) -> Option<Excerpt> {
-    let stopped = captured.stopped.take()?;
+/// Lets a target go on that stands still until now, or ends the child that keeps its memory, and keeps what
+/// is needed to describe `leaks`.
+fn release(captured: &mut Captured, leaks: &[Leak]) -> anyhow::Result<Option<Excerpt>> {
+    let Some(stopped) = captured.stopped.take() else {
+        return Ok(None);
+    };
     let excerpt = leak_starts(&captured.snapshot, &captured.heap, leaks);
-    stopped.release(&mut captured.snapshot);
-    Some(excerpt)
+    stopped.release(&mut captured.snapshot)?;
+    Ok(Some(excerpt))
 }
 
 /// Sets the number of threads, once: a second target finds it set.
@@ -308,6 +311,7 @@ impl From<SnapshotMethod> for Method {
         match method {
             SnapshotMethod::Copy => Self::Copy,
             SnapshotMethod::Stream => Self::Stream,
+            SnapshotMethod::Fork => Self::Fork,
         }
     }
 }

@@ -24,7 +24,7 @@ use clap::Parser;
 
 use args::{Args, Command};
 
-use crate::platform::{watched, watched_command};
+use crate::platform::{guardian, watched, watched_command};
 
 /// What a command came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +58,9 @@ pub fn main() -> ExitCode {
         Err(usage) => return error::report_usage(&usage).into(),
     };
     args.leaks.output.color.apply();
+    if let Some(Command::Guardian) = args.command {
+        return guardian();
+    }
     // Another process watches that no target is stopped for too long.
     match args.command {
         // This process becomes the program.
@@ -88,5 +91,6 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
         Some(Command::Completions { shell }) => help::completions(shell),
         Some(Command::Man) => help::man(),
         Some(Command::DemoTarget) => demo_target::demo_target(),
+        Some(Command::Guardian) => unreachable!("it is no command of this process"),
     }
 }

@@ -96,6 +96,7 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
         method: match capture.method {
             Method::Copy => CaptureMethod::Copy,
             Method::Stream => CaptureMethod::Stream,
+            Method::Fork => CaptureMethod::Fork,
         },
         stops: capture.stops,
         pause_seconds: known_pause(capture).map(|pause| pause.as_secs_f64()),

@@ -133,6 +133,8 @@ pub enum Method {
     Copy,
     /// The target stayed stopped while it was read.
     Stream,
+    /// A child of the target kept the memory, while the target ran on.
+    Fork,
 }
 
 /// How a snapshot was taken, and at what cost to the target.

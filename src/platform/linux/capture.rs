@@ -1,10 +1,12 @@
 //! From a target that stands still to a [`Snapshot`].
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
+use super::fork::{self, ForkRefusal, ForkedMemory, Guardian, Parts};
 use super::plan::{Plan, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
@@ -17,11 +19,14 @@ use crate::memory::Memory;
 use crate::snapshot::{self, Capture, Region, Snapshot, Thread};
 use crate::warning::{Bias, Warning};
 
-/// The target while it stands still. Dropping it lets the target go on.
+/// The target while it stands still, or while a child of it keeps its memory. Dropping it lets the target go
+/// on, and ends the child.
 #[derive(Debug)]
 pub struct Stopped {
     target: Target,
     suspended: Option<Suspended>,
+    /// Who keeps a child of the target.
+    guardian: Option<Arc<Guardian>>,
     view: View,
     taken_at: SystemTime,
     /// When a copy has to be given up.
@@ -42,6 +47,7 @@ impl Stopped {
         Self {
             target,
             suspended: Some(suspended),
+            guardian: None,
             view,
             taken_at,
             deadline,
@@ -64,17 +70,70 @@ impl Stopped {
     }
 
     /// Captures the target. With [`snapshot::Method::Copy`] it runs again when this returns; with
-    /// [`snapshot::Method::Stream`] it stands still as long as the second value lives.
+    /// [`snapshot::Method::Stream`] it stands still as long as the second value lives. With
+    /// [`snapshot::Method::Fork`] it runs again, and a child of it lives as long as that.
     ///
     /// # Errors
     /// Says so when the page map cannot be read or memory cannot be had. Then the target runs on.
-    pub fn capture(mut self, survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
-        let pid = self.target.pid;
-        let (plan, unread) = self.plan(&survey)?;
+    pub fn capture(mut self, mut survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
+        if let Some(guardian) = survey.guardian.take() {
+            return self.fork(survey, &guardian);
+        }
+        let (plan, unread) = self.plan(&self.regions, &survey)?;
+        let buffer = survey.buffer.take();
+        let mut snapshot = self.snapshot(survey);
+        snapshot.capture.memory_bytes = plan.bytes();
+        snapshot.warnings.extend(unread);
+        let Some(buffer) = buffer else {
+            let memory = View::open(self.target.pid)?.memory;
+            snapshot.memory = Box::new(StreamedMemory::new(plan, memory));
+            return Ok((snapshot, Some(self)));
+        };
+        let (memory, holes) = self.copy(plan, buffer)?;
+        self.resume();
+        snapshot.memory = Box::new(memory);
+        snapshot.warnings.extend(unreadable(&holes));
+        self.target.account(&mut snapshot);
+        Ok((snapshot, None))
+    }
+
+    /// Captures the target by making a child of it, and lets it go on.
+    fn fork(
+        mut self,
+        mut survey: Survey,
+        guardian: &Arc<Guardian>,
+    ) -> Result<(Snapshot, Option<Self>), CaptureError> {
+        let not_forked = |refusal| self.target.not_forked(refusal);
+        let instruction = fork::system_call_instruction(&self.regions, &self.view.memory);
+        let instruction = instruction.ok_or_else(|| not_forked(ForkRefusal::Vdso))?;
+        let parts = Parts::of(&self.regions, &survey.uses);
+        let (apart, unread) = self.plan(&parts.apart, &survey)?;
+        let (files, _) = self.plan(&parts.files, &survey)?;
+        let buffer = survey.buffer.take();
+        let buffer = buffer.map_or_else(|| CopyBuffer::untouched(apart.bytes()), Ok);
+        let buffer = buffer.map_err(|error| CaptureError::Buffer(apart.bytes(), error))?;
+        let (copied, holes) = self.copy(apart, buffer)?;
+        let (lifetime, uses) = (survey.lifetime(), std::mem::take(&mut survey.uses));
+        let mut snapshot = self.snapshot(survey);
+        let child = guardian.make_child(instruction.0, lifetime);
+        let child = child.map_err(|refusal| self.target.not_forked(refusal))?;
+        self.resume();
+        self.guardian = Some(Arc::clone(guardian));
+        let memory = ForkedMemory::new(child, copied, files, &parts.inherited, &uses);
+        let memory = memory.map_err(|refusal| self.target.not_forked(refusal))?;
+        snapshot.capture.memory_bytes = memory.bytes();
+        snapshot.memory = Box::new(memory);
+        snapshot.warnings.extend(unread);
+        snapshot.warnings.extend(unreadable(&holes));
+        Ok((snapshot, Some(self)))
+    }
+
+    /// The snapshot, without its memory.
+    fn snapshot(&mut self, survey: Survey) -> Snapshot {
         let width = self.view.width();
         let width = width.or_else(|| self.threads.iter().find_map(|thread| thread.width));
         let width = width.unwrap_or_default();
-        let mut kernel_held = procfs::kernel_held(pid);
+        let mut kernel_held = procfs::kernel_held(self.target.pid);
         let mut snapshot = Snapshot {
             capture: Capture {
                 taken_at: self.taken_at,
@@ -82,7 +141,7 @@ impl Stopped {
                 stops: 0,
                 pause: Duration::ZERO,
                 longest_pause: Duration::ZERO,
-                memory_bytes: plan.bytes(),
+                memory_bytes: 0,
             },
             modules: if self.has_other_modules(&survey) {
                 snapshot::modules(&self.view.memory, &self.regions)
@@ -99,25 +158,18 @@ impl Stopped {
             warnings: survey.warnings,
         };
         snapshot.warnings.append(&mut self.warnings);
-        snapshot.warnings.extend(unread);
         snapshot.warnings.append(&mut kernel_held.warnings);
-        let Some(buffer) = survey.buffer else {
-            let memory = View::open(pid)?.memory;
-            snapshot.memory = Box::new(StreamedMemory::new(plan, memory));
-            return Ok((snapshot, Some(self)));
-        };
-        let (memory, holes) = self.copy(plan, buffer)?;
-        self.resume();
-        snapshot.memory = Box::new(memory);
-        snapshot.warnings.extend(unreadable(&holes));
-        self.target.account(&mut snapshot);
-        Ok((snapshot, None))
+        snapshot
     }
 
-    /// What of the target's memory is read, and a warning of what is not.
-    fn plan(&self, survey: &Survey) -> Result<(Plan, Option<Warning>), CaptureError> {
+    /// What of these regions is read, and a warning of what is not.
+    fn plan(
+        &self,
+        regions: &[Region],
+        survey: &Survey,
+    ) -> Result<(Plan, Option<Warning>), CaptureError> {
         let plan = Plan::new(&Source {
-            regions: &self.regions,
+            regions,
             survey: &survey.uses,
             pagemap: &self.view.pagemap,
             files: &survey.files,
@@ -161,10 +213,26 @@ impl Stopped {
         }
     }
 
-    /// Lets the target go on, and enters into `snapshot` for how long it stood still.
-    pub fn release(mut self, snapshot: &mut Snapshot) {
+    /// Lets the target go on, ends the child that keeps its memory, and enters into `snapshot` for how long it
+    /// stood still.
+    ///
+    /// # Errors
+    /// The child was not there any more: what was read of it may be wrong.
+    pub fn release(mut self, snapshot: &mut Snapshot) -> Result<(), CaptureError> {
         self.resume();
+        let outcome = match self.guardian.take() {
+            Some(guardian) => Some(guardian.end().ok_or(CaptureError::Lost(self.target.pid))?),
+            None => None,
+        };
+        if let Some(outcome) = outcome {
+            self.target.pauses.borrow_mut().extend(outcome.pause);
+            snapshot.warnings.extend(outcome.warning());
+            if !outcome.was_whole {
+                return Err(CaptureError::Lost(self.target.pid));
+            }
+        }
         self.target.account(snapshot);
+        Ok(())
     }
 }
 

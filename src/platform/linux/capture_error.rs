@@ -5,6 +5,7 @@ use std::io;
 
 use nix::libc;
 
+use super::fork::ForkRefusal;
 use super::obstacle_facts;
 use super::obstacles::{Obstacle, Refusal};
 use super::suspend::SuspendError;
@@ -18,6 +19,15 @@ pub enum CaptureError {
     /// It could not be stopped.
     #[error(transparent)]
     Suspend(#[from] SuspendError),
+    /// No child can be made of it at this moment.
+    #[error(transparent)]
+    Fork(#[from] ForkRefusal),
+    /// The child that held its memory is gone.
+    #[error(
+        "the child that held the memory of process {0} was ended before the scan was over, for lack of \
+         memory or because the scan took too long: use --snapshot=copy"
+    )]
+    Lost(u32),
     /// A file of `/proc` could not be read.
     #[error("cannot read {path}{}", remedy(.source))]
     Proc {
@@ -56,6 +66,7 @@ pub(super) fn proc_error(pid: u32, name: &str, source: io::Error) -> CaptureErro
 /// The obstacle behind what the kernel said.
 pub(super) fn explained(error: SuspendError) -> CaptureError {
     match error {
+        SuspendError::Fork(refusal) => refusal.into(),
         SuspendError::NoSuchProcess(pid) => Obstacle::NoSuchProcess(pid).into(),
         SuspendError::AlreadyTraced(pid, tracer) => obstacle_facts::traced_by(pid, tracer).into(),
         SuspendError::Denied(pid) => obstacle_facts::explain(pid, Refusal::Request).into(),

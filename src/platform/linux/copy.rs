@@ -96,6 +96,13 @@ impl CopiedMemory {
     }
 }
 
+impl CopiedMemory {
+    /// What was copied.
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+}
+
 impl Memory for CopiedMemory {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
         self.plan.read(addr, buf, |index, offset, part| {

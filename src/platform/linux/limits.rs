@@ -9,9 +9,7 @@ use std::path::Path;
 /// `None` where neither is known.
 #[must_use]
 pub fn available_memory() -> Option<u64> {
-    let system = fs::read_to_string("/proc/meminfo").ok();
-    let system = system.and_then(|text| meminfo_available(&text));
-    system.into_iter().chain(cgroup_available()).min()
+    system_memory().into_iter().chain(cgroup_available()).min()
 }
 
 fn meminfo_available(text: &str) -> Option<u64> {
@@ -22,27 +20,78 @@ fn meminfo_available(text: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
+/// What is needed of something, and what is left, if that is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) needed: u64,
+    pub(super) left: Option<u64>,
+}
+
+impl Room {
+    pub(super) fn is_enough(&self) -> bool {
+        self.left.is_none_or(|left| left >= self.needed)
+    }
+}
+
+/// What the system has of memory.
+pub(super) fn system_memory() -> Option<u64> {
+    meminfo_available(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// What the memory cgroups of process `pid` leave it.
+pub(super) fn group_memory(pid: u32) -> Option<u64> {
+    group_left(&pid.to_string(), &MEMORY)
+}
+
+/// How many more processes and threads the cgroups of process `pid` leave it.
+pub(super) fn group_processes(pid: u32) -> Option<u64> {
+    group_left(&pid.to_string(), &PROCESSES)
+}
+
 /// The least that one of our own cgroup and its ancestors leaves.
 fn cgroup_available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    group_left("self", &MEMORY)
+}
+
+/// A controller of cgroups: its name, and its files with a limit and what is used of it, in the hierarchy
+/// that all controllers share and in one of its own.
+struct Controller {
+    name: &'static str,
+    shared: (&'static str, &'static str),
+    own: (&'static str, &'static str),
+}
+
+const MEMORY: Controller = Controller {
+    name: "memory",
+    shared: ("memory.max", "memory.current"),
+    own: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+};
+const PROCESSES: Controller = Controller {
+    name: "pids",
+    shared: ("pids.max", "pids.current"),
+    own: ("pids.max", "pids.current"),
+};
+
+/// The least that the cgroup of a process and its ancestors leave.
+fn group_left(process: &str, controller: &Controller) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
     let mut least = None;
     for line in text.lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
             continue;
         };
-        let (mount, limit, usage) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max", "memory.current"),
-            c if c.split(',').any(|c| c == "memory") => (
-                "/sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
+        let (mount, (limit, usage)) = match controllers {
+            "" => ("/sys/fs/cgroup".to_owned(), controller.shared),
+            c if c.split(',').any(|c| c == controller.name) => (
+                format!("/sys/fs/cgroup/{}", controller.name),
+                controller.own,
             ),
             _ => continue,
         };
         for directory in Path::new(path).ancestors() {
             let relative = directory.strip_prefix("/").unwrap_or(directory);
-            let directory = Path::new(mount).join(relative);
+            let directory = Path::new(&mount).join(relative);
             let left = number(&directory.join(limit))
                 .zip(number(&directory.join(usage)))
                 .map(|(limit, usage)| limit.saturating_sub(usage));

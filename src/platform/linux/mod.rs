@@ -6,6 +6,7 @@ mod checks;
 mod command;
 mod copy;
 mod files;
+mod fork;
 mod job_control;
 mod landlock;
 mod limits;
@@ -42,6 +43,7 @@ pub use command::{
     ProgramFile, RunError, Waiter, Waiters,
 };
 pub use files::{RegularFile, TargetFiles};
+pub use fork::{ForkRefusal, guardian};
 pub use job_control::interrupt_flag;
 pub use limits::available_memory;
 pub use obstacle_facts::check_proc;

@@ -60,6 +60,20 @@ impl Plan {
         Ok((plan, warning))
     }
 
+    /// The plans as one: they have nothing in common.
+    pub(super) fn joined(plans: &[&Self]) -> Self {
+        let mapped = plans.iter().flat_map(|plan| plan.mapped.ranges());
+        let mut resident: Vec<_> = plans
+            .iter()
+            .flat_map(|plan| plan.resident.clone())
+            .collect();
+        resident.sort_unstable();
+        Self {
+            mapped: mapped.copied().collect(),
+            resident,
+        }
+    }
+
     /// The bytes that are resident.
     pub(super) fn bytes(&self) -> u64 {
         // A mapping is listed once, so the sum is no more than the address space.
@@ -160,7 +174,8 @@ fn wanted_pages(region: &Region, survey: &[RegionUse]) -> Option<Pages> {
     }
 }
 
-fn overlapping(survey: &[RegionUse], range: AddrRange) -> &[RegionUse] {
+/// The parts of `survey` that have something in common with `range`.
+pub(super) fn overlapping(survey: &[RegionUse], range: AddrRange) -> &[RegionUse] {
     let first = survey.partition_point(|part| part.range.end <= range.start);
     let last = survey.partition_point(|part| part.range.start < range.end);
     &survey[first..last.max(first)]
@@ -218,8 +233,8 @@ mod tests {
     fn forbidden_and_reserved_regions_are_left_out() {
         let mut survey = [RegionUse {
             range: range(0x18000, 0x19000),
-            used: 0,
             forbidden: true,
+            ..RegionUse::default()
         }];
         assert_eq!(wanted_pages(&region("rwp", ""), &survey), None);
         survey[0].forbidden = false;

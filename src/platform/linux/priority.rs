@@ -25,6 +25,19 @@ pub(super) fn run_before_others() {
     }
 }
 
+/// Makes the process `pid`, which has to do nothing but to end, the least of all on any processor: a
+/// program that runs before all others must not keep it from ending, nor be kept waiting by it.
+pub(super) fn run_like_others(pid: u32) {
+    let pid = libc::pid_t::try_from(pid).unwrap_or(libc::pid_t::MAX);
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `none` outlives the call. Where the call is refused the process stays as it is.
+    unsafe { libc::sched_setscheduler(pid, libc::SCHED_OTHER, &raw const none) };
+    let everywhere = [u64::MAX; 128];
+    let size = size_of_val(&everywhere);
+    // SAFETY: the kernel reads `size` bytes of `everywhere`, which has as many and outlives the call.
+    unsafe { libc::sched_setaffinity(pid, size, everywhere.as_ptr().cast()) };
+}
+
 /// The nice value that is served most.
 const SERVED_MOST: i32 = -20;
 

@@ -141,6 +141,12 @@ pub(super) fn kernel_held(pid: u32) -> KernelHeld {
     held
 }
 
+/// Says whether process `pid` has an `io_uring` instance open.
+pub(super) fn has_io_uring(pid: u32) -> bool {
+    let mut descriptors = descriptors(pid).into_iter();
+    descriptors.any(|(_, kind)| kind == Descriptor::IoUring)
+}
+
 /// A file descriptor behind which the kernel holds words of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Descriptor {

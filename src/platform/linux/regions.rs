@@ -12,6 +12,13 @@ pub(super) struct RegionUse {
     /// It must not be read: device memory (`io`, `pf`), or a page that another thread has to
     /// supply through userfaultfd (`um`, `uw`, `ui`).
     pub(super) forbidden: bool,
+    /// The program supplies its pages itself through userfaultfd (`um`, `uw`, `ui`).
+    pub(super) handled: bool,
+    /// A child of the process does not get this memory as it is: `MADV_DONTFORK` (`dc`),
+    /// `MADV_WIPEONFORK` (`wf`), huge pages that were set aside (`ht`).
+    pub(super) apart: bool,
+    /// Of the used bytes, those in huge pages.
+    pub(super) huge: u64,
 }
 
 /// Parses all of `/proc/PID/maps`. Lines that are not in its format are left out.
@@ -46,17 +53,26 @@ fn add_field(region: &mut RegionUse, line: &[u8]) {
     };
     match name {
         "Rss" | "Swap" | "Private_Hugetlb" | "Shared_Hugetlb" => {
-            let kibibytes = value.trim().trim_end_matches(" kB").trim();
-            let bytes = kibibytes.parse::<u64>().unwrap_or(0).saturating_mul(1024);
-            region.used = region.used.saturating_add(bytes);
+            region.used = region.used.saturating_add(bytes(value));
         }
+        "AnonHugePages" => region.huge = bytes(value),
         "VmFlags" => {
-            region.forbidden = value
-                .split_ascii_whitespace()
-                .any(|flag| matches!(flag, "io" | "pf" | "um" | "uw" | "ui"));
+            let has = |wanted: &[&str]| {
+                let mut flags = value.split_ascii_whitespace();
+                flags.any(|flag| wanted.contains(&flag))
+            };
+            region.handled = has(&["um", "uw", "ui"]);
+            region.forbidden = region.handled || has(&["io", "pf"]);
+            region.apart = has(&["dc", "wf", "ht"]);
         }
         _ => {}
     }
+}
+
+/// The number in a value such as `12 kB`.
+fn bytes(value: &str) -> u64 {
+    let kibibytes = value.trim().trim_end_matches(" kB").trim();
+    kibibytes.parse::<u64>().unwrap_or(0).saturating_mul(1024)
 }
 
 /// Parses `55d0c8a0-55d0d000 rw-p 00001000 fe:01 1234   /path with spaces`.
@@ -149,5 +165,15 @@ mod tests {
         assert_eq!(uses.len(), 2);
         assert_eq!((uses[0].used, uses[0].forbidden), (16 * 1024, false));
         assert_eq!((uses[1].used, uses[1].forbidden), (0, true));
+        let text = b"1000-9000 rw-p 00000000 00:00 0 \nAnonHugePages:      2048 kB\nVmFlags: rd wr wf ac \n9000-a000 rw-p 00000000 00:00 0\nVmFlags: rd um\n";
+        let uses = parse_smaps(text);
+        assert_eq!(
+            (uses[0].huge, uses[0].apart, uses[0].handled),
+            (2 << 20, true, false)
+        );
+        assert_eq!(
+            (uses[1].apart, uses[1].handled, uses[1].forbidden),
+            (false, true, true)
+        );
     }
 }

@@ -20,11 +20,11 @@ const NT_X86_XSTATE: i32 = 0x202;
 const NO_RESULT: u64 = (-38_i64).cast_unsigned();
 
 /// Indices in `struct user_regs_struct`, `<sys/user.h>`, of either width.
-struct Indices {
-    result: usize,
-    number: usize,
-    instruction_pointer: usize,
-    stack_pointer: usize,
+pub(super) struct Indices {
+    pub(super) result: usize,
+    pub(super) number: usize,
+    pub(super) instruction_pointer: usize,
+    pub(super) stack_pointer: usize,
 }
 
 const INDICES_32: Indices = Indices {
@@ -33,7 +33,7 @@ const INDICES_32: Indices = Indices {
     instruction_pointer: 12,
     stack_pointer: 15,
 };
-const INDICES_64: Indices = Indices {
+pub(super) const INDICES_64: Indices = Indices {
     result: 10,
     number: 15,
     instruction_pointer: 16,
@@ -45,20 +45,38 @@ const GS: usize = 10;
 const FS_BASE: usize = 21;
 
 /// The general registers of a thread as the kernel gives them: those of the code that runs.
-struct General {
-    width: Width,
-    bytes: Vec<u8>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct General {
+    pub(super) width: Width,
+    pub(super) bytes: Vec<u8>,
 }
 
 impl General {
-    fn read(tid: u32) -> io::Result<Self> {
-        let bytes = register_set(tid, NT_PRSTATUS)?;
+    pub(super) fn read(tid: u32) -> io::Result<Self> {
+        Ok(Self::of(register_set(tid, NT_PRSTATUS)?))
+    }
+
+    fn of(bytes: Vec<u8>) -> Self {
         let width = if bytes.len() == SIZE_32 {
             Width::Four
         } else {
             Width::Eight
         };
-        Ok(Self { width, bytes })
+        Self { width, bytes }
+    }
+
+    /// Makes them the registers of the stopped thread `tid`.
+    pub(super) fn write(&self, tid: u32) -> io::Result<()> {
+        set_register_set(tid, NT_PRSTATUS, &mut self.bytes.clone())
+    }
+
+    /// Changes the register at `index`.
+    pub(super) fn set(&mut self, index: usize, value: u64) {
+        let size = self.width.size();
+        let register = self.bytes.chunks_exact_mut(size).nth(index);
+        if let Some(register) = register {
+            register.copy_from_slice(&value.to_le_bytes()[..size]);
+        }
     }
 
     fn indices(&self) -> &'static Indices {
@@ -68,7 +86,7 @@ impl General {
         }
     }
 
-    fn register(&self, index: usize) -> u64 {
+    pub(super) fn register(&self, index: usize) -> u64 {
         let bytes = self.bytes.get(index * self.width.size()..);
         bytes.and_then(|b| self.width.word(b)).unwrap_or(0)
     }
@@ -85,7 +103,7 @@ impl General {
     }
 
     /// The number of the system call that the thread was in, or -1, and its result.
-    fn call_and_result(&self) -> (u64, u64) {
+    pub(super) fn call_and_result(&self) -> (u64, u64) {
         let indices = self.indices();
         (self.signed(indices.number), self.signed(indices.result))
     }
@@ -93,21 +111,34 @@ impl General {
 
 /// Reads the registers of thread `tid`, which must be stopped by the calling thread.
 pub(super) fn read(tid: u32) -> io::Result<Thread> {
-    let general = General::read(tid)?;
-    let vector = register_set(tid, NT_X86_XSTATE).or_else(|_| register_set(tid, NT_PRFPREG))?;
+    let (general, vector) = (General::read(tid)?, vector(tid)?);
+    Ok(thread(tid, &general, vector))
+}
+
+/// The vector registers of thread `tid`, which must be stopped by the calling thread.
+pub(super) fn vector(tid: u32) -> io::Result<Vec<u8>> {
+    register_set(tid, NT_X86_XSTATE).or_else(|_| register_set(tid, NT_PRFPREG))
+}
+
+/// Thread `tid` with 64-bit registers that another process has read.
+pub(super) fn of_other_process(tid: u32, general: Vec<u8>, vector: Vec<u8>) -> Thread {
+    thread(tid, &General::of(general), vector)
+}
+
+fn thread(tid: u32, general: &General, vector: Vec<u8>) -> Thread {
     let indices = general.indices();
     let (number, result) = general.call_and_result();
-    Ok(Thread {
+    Thread {
         tid,
         inner_tid: tid,
         width: Some(general.width),
         instruction_pointer: Addr(general.register(indices.instruction_pointer)),
         stack_pointer: Addr(general.register(indices.stack_pointer)),
-        thread_pointer: thread_pointer(tid, &general),
+        thread_pointer: thread_pointer(tid, general),
         system_call: system_call(number, result),
         general: general.width.words(&general.bytes).collect(),
         vector,
-    })
+    }
 }
 
 /// Where the thread control block lies; 0 if there is none.
@@ -136,10 +167,8 @@ pub(super) fn restart_system_call(tid: u32) -> io::Result<()> {
     let Some(result) = restarting_result(general.width, number, result) else {
         return Ok(());
     };
-    let size = general.width.size();
-    let at = general.indices().result * size;
-    general.bytes[at..at + size].copy_from_slice(&result.to_le_bytes()[..size]);
-    set_register_set(tid, NT_PRSTATUS, &mut general.bytes)
+    general.set(general.indices().result, result);
+    general.write(tid)
 }
 
 /// A thread that was interrupted in a system call has its number in `orig_rax`, and in `rax` one

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::capture::Stopped;
@@ -9,6 +10,7 @@ use super::capture_error::{CaptureError, explained, proc_error};
 use super::checks::thread_count;
 use super::copy::CopyBuffer;
 use super::files::{RegularFile, TargetFiles};
+use super::fork::{self, ForkRefusal, Guarded, Guardian, Parts};
 use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
@@ -16,7 +18,7 @@ use super::plan::{Plan, Source};
 use super::priority::Hurry;
 use super::regions::RegionUse;
 use super::shared_memory::MemoryFiles;
-use super::suspend::Suspended;
+use super::suspend::{SuspendError, Suspended};
 use super::tracer::Standstill;
 use super::view::View;
 use crate::memory::Memory;
@@ -30,6 +32,12 @@ const COPY_SHARE: (u64, u64) = (2, 3);
 /// Bytes that are copied in a second at the least, and that are analysed in a second.
 const SLOW_COPY: u64 = 512 << 20;
 const SLOW_ANALYSIS: u64 = 64 << 20;
+/// Bytes for which the kernel makes the page tables of a child in a second at the least.
+const SLOW_FORK: u64 = 1 << 30;
+/// How often a child is tried to be made at the most.
+const MOST_FORKS: u32 = 10;
+/// What a guardian has beyond the limit of a stop, to undo everything, before the kernel ends it.
+const GUARDIAN_MORE: Duration = Duration::from_secs(5);
 /// How long a thread takes to stop and to go on at the most, where there are many.
 const SLOW_STOP: Duration = Duration::from_micros(200);
 /// What an analysis takes beside that: on a machine with many more runnable threads than processors,
@@ -65,6 +73,15 @@ pub struct Target {
     pub(super) pid: u32,
     /// How long it stood still so far, stop by stop.
     pub(super) pauses: Rc<RefCell<Vec<Duration>>>,
+    fork: Rc<RefCell<Attempts>>,
+}
+
+/// What came of attempts to make a child of a target.
+#[derive(Clone, Debug, Default)]
+struct Attempts {
+    count: u32,
+    /// Why there are no more.
+    refusal: Option<ForkRefusal>,
 }
 
 /// What was found before the target was stopped.
@@ -81,6 +98,8 @@ pub struct Survey {
     /// Bytes that a capture of this moment would hold.
     pub bytes: u64,
     pub(super) buffer: Option<CopyBuffer>,
+    /// Who makes a child of the target.
+    pub(super) guardian: Option<Arc<Guardian>>,
     pub(super) method: Method,
     pub(super) warnings: Vec<Warning>,
 }
@@ -92,6 +111,7 @@ impl Target {
         Self {
             pid,
             pauses: Rc::default(),
+            fork: Rc::default(),
         }
     }
 
@@ -125,13 +145,47 @@ impl Target {
             view,
             bytes: plan.bytes(),
             buffer: None,
+            guardian: None,
             method,
             warnings: Vec::new(),
         };
-        if method == Method::Copy {
+        if method == Method::Fork {
+            survey.prepare_fork(self, &regions)?;
+        }
+        if survey.method == Method::Copy {
             survey.prepare_copy()?;
         }
         Ok(survey)
+    }
+
+    /// Takes note of why no child was made of the target, and gives that back as an error. After
+    /// some attempts, or where they are futile, the target is copied instead.
+    pub(super) fn not_forked(&self, refusal: ForkRefusal) -> CaptureError {
+        let mut attempts = self.fork.borrow_mut();
+        attempts.count += 1;
+        if !refusal.may_pass() || attempts.count >= MOST_FORKS {
+            attempts.refusal = Some(refusal.clone());
+        }
+        refusal.into()
+    }
+
+    /// Makes no child of the target any more.
+    pub fn give_up_fork(&self) {
+        let refusal = &mut self.fork.borrow_mut().refusal;
+        refusal.get_or_insert(ForkRefusal::Disturbed);
+    }
+
+    /// Has a thread seized that can make a child.
+    fn guard(&self, survey: &Survey, limit: Duration) -> Result<Option<Guarded>, CaptureError> {
+        let Some(guardian) = &survey.guardian else {
+            return Ok(None);
+        };
+        let turn = self.fork.borrow().count;
+        let guarded = fork::place(self.pid, turn)
+            .and_then(|tid| guardian.seize(self.pid, tid, limit.saturating_add(GUARDIAN_MORE)));
+        guarded
+            .map(Some)
+            .map_err(|refusal| self.not_forked(refusal))
     }
 
     /// Stops all threads and reads their registers.
@@ -144,9 +198,17 @@ impl Target {
         // The rest is for letting go.
         let deadline = Instant::now() + limit / 4 * 3;
         // A stream is no short stop: it must not keep the rest of the system waiting, too.
-        let hurry = (survey.method == Method::Copy).then(Hurry::new);
-        let stop = Suspended::stop(self.pid, limit, hurry);
-        self.stopped(stop.map_err(explained)?, deadline)
+        let hurry = (survey.method != Method::Stream).then(Hurry::new);
+        let guarded = self.guard(survey, limit)?;
+        let is_guarded = guarded.is_some();
+        let (suspended, standstill) = match Suspended::stop(self.pid, limit, hurry, guarded) {
+            Err(SuspendError::Fork(refusal)) => return Err(self.not_forked(refusal)),
+            stop => stop.map_err(explained)?,
+        };
+        if is_guarded && let Err(refusal) = fork::check_standstill(&standstill.threads) {
+            return Err(self.not_forked(refusal));
+        }
+        self.stopped((suspended, standstill), deadline)
     }
 
     /// What the threads of the stopped target were found to be. A copy must be finished at `deadline`.
@@ -189,6 +251,12 @@ impl Survey {
         TargetFiles::of_process(self.process.pid).executable()
     }
 
+    /// Says whether a child of the target will be made.
+    #[must_use]
+    pub fn is_fork(&self) -> bool {
+        self.method == Method::Fork
+    }
+
     /// The memory that a copy needs.
     #[must_use]
     pub fn copy_size(&self) -> u64 {
@@ -204,13 +272,64 @@ impl Survey {
         let expected = match self.method {
             Method::Copy => at(SLOW_COPY),
             Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
+            Method::Fork => at(SLOW_FORK),
         };
         SHORTEST_LIMIT.max(expected.saturating_mul(4))
+    }
+
+    /// How long a child may be needed at the longest.
+    pub(super) fn lifetime(&self) -> Duration {
+        let analysis = Duration::from_millis(self.bytes.saturating_mul(1000) / SLOW_ANALYSIS);
+        (ANALYSIS + analysis).saturating_mul(4)
     }
 
     /// The same for a target that is at its end: nobody waits for what it does.
     pub(super) fn limit_at_end(&self) -> Duration {
         SHORTEST_LIMIT_AT_END.max(self.limit().saturating_mul(10))
+    }
+
+    /// Starts who is to make a child of `target`, and takes memory for what a child does not get; where there can be
+    /// no child, the target will be copied.
+    fn prepare_fork(&mut self, target: &Target, regions: &[Region]) -> Result<(), CaptureError> {
+        let parts = Parts::of(regions, &self.uses);
+        let apart = self.plan(&parts.apart)?;
+        let facts = fork::Facts {
+            pid: target.pid,
+            width: self.view.width(),
+            regions,
+            uses: &self.uses,
+            bytes: self.bytes.saturating_sub(apart.bytes()),
+        };
+        let refusal = target.fork.borrow().refusal.clone();
+        let guardian = refusal
+            .map_or_else(|| fork::check(&facts), Err)
+            .and_then(|()| Guardian::start());
+        match guardian {
+            Ok(guardian) => {
+                let wanted = copy_size(apart.bytes());
+                let buffer = CopyBuffer::faulted_in(wanted);
+                self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
+                self.guardian = Some(guardian);
+            }
+            Err(refusal) => {
+                self.method = Method::Copy;
+                self.warnings.push(refusal.warning());
+            }
+        }
+        Ok(())
+    }
+
+    /// What of `regions` is read, as it is now.
+    fn plan(&self, regions: &[Region]) -> Result<Plan, CaptureError> {
+        let plan = Plan::new(&Source {
+            regions,
+            survey: &self.uses,
+            pagemap: &self.view.pagemap,
+            files: &self.files,
+            folder: &self.view.folder(),
+        });
+        let plan = plan.map_err(|error| proc_error(self.process.pid, "pagemap", error));
+        Ok(plan?.0)
     }
 
     /// Takes memory for a copy; where that is too much, the target will be read while it stands

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
+use super::fork::{ForkRefusal, Guarded};
 use super::job_control::{JobControlHeld, interrupt_flag};
 use super::priority::Hurry;
 use super::procfs;
@@ -63,6 +64,9 @@ pub enum SuspendError {
     /// A signal asked rleaks to end.
     #[error("interrupted")]
     Interrupted,
+    /// No child can be made of it at this moment.
+    #[error(transparent)]
+    Fork(#[from] ForkRefusal),
     /// Anything else.
     #[error("cannot stop process {0}")]
     Other(u32, #[source] std::io::Error),
@@ -95,24 +99,33 @@ pub(super) struct Suspended {
 
 impl Suspended {
     /// Stops all threads of process `pid`. If that lasts longer than `limit`, until the value is
-    /// dropped, the watchdog ends rleaks. `hurry` lasts as long.
+    /// dropped, the watchdog ends rleaks. `hurry` lasts as long. A thread that is `guarded` is stopped and let
+    /// go with the others.
     pub(super) fn stop(
         pid: u32,
         limit: Duration,
         hurry: Option<Hurry>,
+        guarded: Option<Guarded>,
     ) -> Result<(Self, Standstill), SuspendError> {
         let (found, standstill) = sync_channel(1);
         let (release, released) = sync_channel::<()>(0);
         let interrupted = interrupt_flag();
         let mut suspended = Self::new(limit, hurry);
+        let traced = guarded.clone();
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
-            .spawn(move || tracer::trace(pid, limit, interrupted, &found, &released));
+            .spawn(move || {
+                let target = (pid, traced.as_ref());
+                tracer::trace(target, limit, interrupted, &found, &released)
+            });
         let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
         suspended.let_go = Some(Box::new(move || {
+            guarded.as_ref().inspect(|guarded| guarded.begin_release());
             drop(release);
             // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
-            tracer.join().map_or(Duration::ZERO, wait_for_its_end)
+            let pause = tracer.join().map_or(Duration::ZERO, wait_for_its_end);
+            guarded.as_ref().inspect(|guarded| guarded.finish_release());
+            pause
         }));
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),

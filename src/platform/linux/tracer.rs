@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::unistd::gettid;
 
+use super::fork::Guarded;
 use super::priority::run_before_others;
 use super::procfs;
 use super::ptrace::{self, Wait};
@@ -92,9 +93,10 @@ impl Progress {
 }
 
 /// Stops process `pid`, sends what it found, and waits until `release` is dropped. When the calling
-/// thread ends, the target goes on. The stop must not take longer than `limit`.
+/// thread ends, the target goes on, but for the thread that is `guarded`. The stop must not take longer
+/// than `limit`.
 pub(super) fn trace(
-    pid: u32,
+    (pid, guarded): (u32, Option<&Guarded>),
     limit: Duration,
     interrupted: &AtomicBool,
     found: &SyncSender<Result<Standstill, SuspendError>>,
@@ -108,6 +110,8 @@ pub(super) fn trace(
         is_nested: procfs::Status::read(pid, pid).is_ok_and(|status| status.inner_tid != pid),
         stopped_at: None,
         threads: BTreeMap::new(),
+        guarded,
+        guarded_thread: None,
     };
     let result = tracer.stop_all();
     if result.is_err() {
@@ -132,16 +136,39 @@ struct Tracer<'a> {
     is_nested: bool,
     stopped_at: Option<Instant>,
     threads: BTreeMap<u32, Traced>,
+    /// A thread that another process has seized.
+    guarded: Option<&'a Guarded>,
+    /// That one, once it stands still.
+    guarded_thread: Option<Thread>,
 }
 
 impl Tracer<'_> {
     /// Stops all threads, again until no new one appears, and reads their registers.
     fn stop_all(&mut self) -> Result<Standstill, SuspendError> {
-        while self.seize_all()? {
-            self.interrupt_all()?;
-            self.wait_for_stops()?;
+        loop {
+            while self.seize_all()? {
+                self.interrupt_all()?;
+                self.wait_for_stops()?;
+            }
+            // It may have started threads until then.
+            if !self.stop_guarded()? {
+                return self.read_registers();
+            }
         }
-        self.read_registers()
+    }
+
+    /// Stops the thread that another process has seized; `false` where there is none that runs.
+    fn stop_guarded(&mut self) -> Result<bool, SuspendError> {
+        let Some(guarded) = self.guarded.filter(|_| self.guarded_thread.is_none()) else {
+            return Ok(false);
+        };
+        self.stopped_at.get_or_insert_with(Instant::now);
+        let mut thread = guarded.stop()?;
+        if self.is_nested {
+            thread.inner_tid = procfs::inner_tid(self.pid, thread.tid);
+        }
+        self.guarded_thread = Some(thread);
+        Ok(true)
     }
 
     /// Seizes all threads that are not traced yet; says whether there were any.
@@ -166,7 +193,8 @@ impl Tracer<'_> {
         let main = threads.contains(&pid).then_some(pid);
         let others = threads.into_iter().filter(|tid| *tid != pid);
         for tid in others.chain(main) {
-            if !self.threads.contains_key(&tid) && self.seize(tid)? {
+            let is_guarded = self.guarded.is_some_and(|guarded| guarded.tid == tid);
+            if !is_guarded && !self.threads.contains_key(&tid) && self.seize(tid)? {
                 seized = true;
             }
         }
@@ -342,7 +370,7 @@ impl Tracer<'_> {
     }
 
     /// Reads the registers of all threads, as far as they are known.
-    fn read_registers(&self) -> Result<Standstill, SuspendError> {
+    fn read_registers(&mut self) -> Result<Standstill, SuspendError> {
         let mut standstill = Standstill {
             threads: Vec::with_capacity(self.threads.len()),
             warnings: Vec::new(),
@@ -364,6 +392,15 @@ impl Tracer<'_> {
                 Err(error) if has_ended(&error) => {}
                 Err(error) => return Err(SuspendError::Other(self.pid, error)),
             }
+        }
+        if let Some(guarded) = self.guarded_thread.take() {
+            let is_first = guarded.tid == self.pid;
+            let at = if is_first {
+                0
+            } else {
+                standstill.threads.len()
+            };
+            standstill.threads.insert(at, guarded);
         }
         if standstill.threads.is_empty() {
             return Err(SuspendError::Ended(self.pid));

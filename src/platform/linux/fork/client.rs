@@ -1,0 +1,161 @@
+//! The guardian as rleaks sees it.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::protocol::{Failure, Outcome, Reply, Request, receive, send};
+use super::refusal::ForkRefusal;
+use crate::platform::linux::registers;
+use crate::snapshot::Thread;
+
+/// The command by which this program is a guardian.
+const COMMAND: &str = "guardian";
+
+/// A guardian that has been started. When it is dropped, the guardian undoes what it did, and ends.
+#[derive(Debug)]
+pub(in crate::platform::linux) struct Guardian {
+    process: Mutex<Child>,
+    stream: Mutex<UnixStream>,
+}
+
+/// A thread of the target that the guardian has seized.
+#[derive(Clone, Debug)]
+pub(in crate::platform::linux) struct Guarded {
+    pub(in crate::platform::linux) tid: u32,
+    guardian: Arc<Guardian>,
+}
+
+impl Guardian {
+    /// Starts it: this program once more, in a process group of its own, so that keys of the terminal do not
+    /// reach it.
+    pub(in crate::platform::linux) fn start() -> Result<Arc<Self>, ForkRefusal> {
+        Self::try_start().map(Arc::new).map_err(|e| failed(&e))
+    }
+
+    fn try_start() -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let copies = [theirs.try_clone()?, theirs.try_clone()?].map(OwnedFd::from);
+        let [output, errors] = copies;
+        let process = Command::new("/proc/self/exe")
+            .arg(COMMAND)
+            .stdin(OwnedFd::from(theirs))
+            // Not /dev/null, which a small container lacks. Nothing is written there.
+            .stdout(output)
+            .stderr(errors)
+            .current_dir("/")
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
+            process: Mutex::new(process),
+            stream: Mutex::new(ours),
+        })
+    }
+
+    fn tell(&self, request: &Request) -> io::Result<()> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        send(request, &mut *stream)
+    }
+
+    fn hear(&self) -> io::Result<Reply> {
+        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        receive(&mut *stream)
+    }
+
+    fn ask(&self, request: &Request) -> Result<Reply, ForkRefusal> {
+        let reply = self.tell(request).and_then(|()| self.hear());
+        match reply.map_err(|error| failed(&error))? {
+            Reply::Failed(failure) => Err(failure.into()),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Makes the guardian the tracer of thread `tid`, which runs on.
+    pub(in crate::platform::linux) fn seize(
+        self: &Arc<Self>,
+        pid: u32,
+        tid: u32,
+        limit: Duration,
+    ) -> Result<Guarded, ForkRefusal> {
+        self.ask(&Request::Seize { pid, tid, limit })?;
+        Ok(Guarded {
+            tid,
+            guardian: Arc::clone(self),
+        })
+    }
+
+    /// Makes the child. The thread that is guarded stands still.
+    pub(in crate::platform::linux) fn make_child(
+        &self,
+        instruction: u64,
+        lifetime: Duration,
+    ) -> Result<u32, ForkRefusal> {
+        let request = Request::Clone {
+            instruction,
+            lifetime,
+        };
+        match self.ask(&request)? {
+            Reply::Child(pid) => Ok(pid),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Ends the child. `None` where the guardian itself has ended: then the child has, too.
+    pub(in crate::platform::linux) fn end(&self) -> Option<Outcome> {
+        match self.ask(&Request::End) {
+            Ok(Reply::Ended(outcome)) => Some(outcome),
+            _ => None,
+        }
+    }
+}
+
+impl Guarded {
+    /// Stops the thread, and reads its registers.
+    pub(in crate::platform::linux) fn stop(&self) -> Result<Thread, ForkRefusal> {
+        match self.guardian.ask(&Request::Stop)? {
+            Reply::Stopped { general, vector } => {
+                Ok(registers::of_other_process(self.tid, general, vector))
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Asks for the thread to be let go, without waiting for it.
+    pub(in crate::platform::linux) fn begin_release(&self) {
+        // Where the guardian is gone, the kernel has let go of the thread.
+        let _ = self.guardian.tell(&Request::Release);
+    }
+
+    /// Waits until the thread goes on.
+    pub(in crate::platform::linux) fn finish_release(&self) {
+        let _ = self.guardian.hear();
+    }
+}
+
+impl Drop for Guardian {
+    fn drop(&mut self) {
+        let stream = self
+            .stream
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _ = stream.shutdown(Shutdown::Both);
+        let process = self
+            .process
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _ = process.wait();
+    }
+}
+
+fn failed(error: &io::Error) -> ForkRefusal {
+    ForkRefusal::Guardian(error.to_string())
+}
+
+fn unexpected() -> ForkRefusal {
+    Failure::System(nix::libc::EPROTO).into()
+}

@@ -1,0 +1,156 @@
+//! What rleaks and its guardian say to each other.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use nix::libc;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::warning::{Bias, Warning};
+
+/// No message is longer: registers are a few KiB.
+const LONGEST: u32 = 1 << 20;
+
+/// What rleaks asks of the guardian, one after the other. The end of the stream means: undo everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Become the tracer of thread `tid` of process `pid`, which runs on. If the guardian does not
+    /// let go of it within `limit` of its stop, the kernel ends the guardian.
+    Seize { pid: u32, tid: u32, limit: Duration },
+    /// Stop the thread.
+    Stop,
+    /// Make a child of the process, by the system call at the address `instruction`, and keep it for
+    /// `lifetime` at the longest.
+    Clone {
+        instruction: u64,
+        lifetime: Duration,
+    },
+    /// Let the thread go on. There is an answer when it does.
+    Release,
+    /// End the child, and make the process forget it.
+    End,
+}
+
+/// What the guardian answers to each request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Reply {
+    Done,
+    /// The thread stands still, with these registers.
+    Stopped {
+        general: Vec<u8>,
+        vector: Vec<u8>,
+    },
+    /// The process id of the child.
+    Child(u32),
+    Ended(Outcome),
+    Failed(Failure),
+}
+
+/// What has become of the child.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::platform::linux) struct Outcome {
+    /// It was there until the guardian ended it.
+    pub(in crate::platform::linux) was_whole: bool,
+    /// How long the process stood still for it to be forgotten.
+    pub(in crate::platform::linux) pause: Option<Duration>,
+    /// The process has it still, as a zombie.
+    pub(super) is_left: bool,
+}
+
+impl Outcome {
+    /// Says so where the target has a zombie now.
+    pub(in crate::platform::linux) fn warning(&self) -> Option<Warning> {
+        self.is_left.then(|| {
+            Warning::new(
+                "zombie_left",
+                "the process could not be made to forget the child that kept its memory, which has ended: it \
+                 shows as a zombie until the process itself ends",
+                Bias::None,
+            )
+        })
+    }
+}
+
+/// Why the guardian could not do something. The target runs on, as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Failure {
+    /// The thread has ended.
+    Ended,
+    /// The thread does not stop.
+    DoesNotStop,
+    /// Job control has stopped the process.
+    JobControl,
+    /// A signal came in between.
+    Disturbed,
+    /// The thread is not in a system call.
+    NotInSystemCall,
+    /// A seccomp filter is on the thread, and may not be suspended.
+    Seccomp,
+    /// The program handles its system calls itself.
+    Dispatch,
+    /// The kernel refused to make a child.
+    Clone(i32),
+    /// A request failed: the error number.
+    System(i32),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ESRCH) => Self::Ended,
+            other => Self::System(other.unwrap_or(libc::EIO)),
+        }
+    }
+}
+
+pub(super) fn send(message: &impl Serialize, to: &mut impl Write) -> io::Result<()> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, message)?;
+    let length = u32::try_from(bytes.len() - 4).map_err(io::Error::other)?;
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    to.write_all(&bytes)
+}
+
+/// The next message; an error of the kind `UnexpectedEof` where the other side is gone.
+pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if length > LONGEST {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    from.read_exact(&mut bytes)?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_is_received() {
+        let registers = Reply::Stopped {
+            general: vec![1, 2, 255],
+            vector: vec![0; 3000],
+        };
+        let mut stream = Vec::new();
+        send(&registers, &mut stream).expect("room");
+        send(&Request::End, &mut stream).expect("room");
+        let mut from = stream.as_slice();
+        assert_eq!(receive::<Reply>(&mut from).expect("a reply"), registers);
+        assert_eq!(
+            receive::<Request>(&mut from).expect("a request"),
+            Request::End
+        );
+        let end = receive::<Request>(&mut from).expect_err("the end");
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        assert!(receive::<Reply>(&mut [255; 8].as_slice()).is_err());
+        assert!(receive::<Reply>(&mut [1, 0, 0, 0, b'x'].as_slice()).is_err());
+    }
+}

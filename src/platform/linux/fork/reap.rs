@@ -1,0 +1,108 @@
+//! Making the target forget a child that has ended.
+//!
+//! The target never learns of the child: no signal is sent at its end, and an ordinary wait passes it over.
+//! But until its parent has waited for it, it stays as a zombie. So one thread of the target is stopped once
+//! more, for a tenth of a millisecond, and waits for it.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use super::alarm::Alarm;
+use super::guardian::{release, stop};
+use super::injection;
+use super::protocol::Failure;
+use super::requests::{self, Stop};
+use super::vdso;
+use super::waits::{self, SystemCall};
+use crate::platform::linux::{procfs, ptrace, registers::General};
+
+/// How long a thread may take to stop.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// The thread is let go within this time, or the kernel ends this process.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long a place for the call is looked for.
+const LONGEST_SEARCH: Duration = Duration::from_secs(5);
+/// From one search to the next.
+const NAP: Duration = Duration::from_millis(3);
+/// Searches for a thread that is in a system call. After that any is good that is in no restartable
+/// sequence.
+const CHOOSY: u32 = 5;
+
+/// Makes process `pid` wait for its child `inner_pid`, which has ended; `tid` is the thread to be tried first. Returns for
+/// how long a thread stood still, and whether the child is still there.
+pub(super) fn reap(
+    (pid, tid): (u32, u32),
+    inner_pid: u32,
+    alarm: &mut Alarm,
+) -> (Option<Duration>, bool) {
+    let start = Instant::now();
+    let mut pause = None;
+    for search in 0.. {
+        let Ok(threads) = procfs::threads(pid) else {
+            return (pause, false);
+        };
+        let first = threads.contains(&tid).then_some(tid);
+        let others = threads.into_iter().filter(|other| *other != tid);
+        for tid in first.into_iter().chain(others) {
+            let is_choosy = search < CHOOSY;
+            if is_choosy && !is_place(pid, tid) {
+                continue;
+            }
+            alarm.set(LIMIT);
+            let stopped_at = Instant::now();
+            let result = through(tid, inner_pid, is_choosy);
+            alarm.clear();
+            *pause.get_or_insert(Duration::ZERO) += stopped_at.elapsed();
+            if result.is_ok() {
+                return (pause, false);
+            }
+        }
+        if start.elapsed() > LONGEST_SEARCH {
+            break;
+        }
+        std::thread::sleep(NAP);
+    }
+    (pause, fs::exists(format!("/proc/{pid}")).unwrap_or(true))
+}
+
+/// Says whether thread `tid`, which runs, sleeps in a system call.
+fn is_place(pid: u32, tid: u32) -> bool {
+    SystemCall::of_thread(pid, tid).is_some_and(|call| !waits::is_waiting_for_any_child(&call))
+}
+
+fn through(tid: u32, inner_pid: u32, is_choosy: bool) -> Result<bool, Failure> {
+    let instruction = vdso::of_thread(tid).ok_or(Failure::Ended)?.0;
+    ptrace::seize(tid)?;
+    let (result, stopped) = match stop(tid, PATIENCE) {
+        Ok(Some(Stop::Asked { .. })) if is_usable(tid, instruction, is_choosy) => {
+            let (result, signal) = injection::wait_for(tid, instruction, inner_pid);
+            (result, Some(signal))
+        }
+        Ok(Some(Stop::Signal(signal))) => (Err(Failure::Disturbed), Some(signal)),
+        Ok(Some(Stop::Ended)) => return Err(Failure::Ended),
+        Ok(Some(_)) => (Err(Failure::NotInSystemCall), Some(0)),
+        Ok(None) | Err(_) => (Err(Failure::DoesNotStop), None),
+    };
+    release(tid, stopped);
+    result
+}
+
+fn is_usable(tid: u32, instruction: u64, is_choosy: bool) -> bool {
+    let Ok(general) = General::read(tid) else {
+        return false;
+    };
+    let is_place = injection::is_in_system_call(&general)
+        || !is_choosy && injection::is_64(&general) && !is_in_sequence(tid);
+    is_place && vdso::is_there(tid, instruction)
+}
+
+/// Says whether thread `tid` may be in a restartable sequence (rseq(2)): the kernel would forget it.
+fn is_in_sequence(tid: u32) -> bool {
+    /// Of the field `rseq_cs`.
+    const OFFSET: u64 = 8;
+    match requests::restartable_sequences(tid) {
+        Ok(0) => false,
+        Ok(registered) => waits::word(tid, registered.saturating_add(OFFSET)) != Some(0),
+        Err(_) => true,
+    }
+}
