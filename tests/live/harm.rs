@@ -11,7 +11,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Fixture, addresses, leaks, number_from_environment, rleaks, text};
+use crate::support::{
+    Fixture, addresses, leaks, leaks_with, number_from_environment, rleaks, text,
+};
+
+/// The options of a scan.
+const USUAL: &[&str] = &[];
+const FORK: &[&str] = &["--snapshot=fork"];
 
 /// The rounds that each kind of work of `busy.c` has done.
 fn progress(busy: &mut Fixture) -> BTreeMap<String, u64> {
@@ -80,6 +86,26 @@ fn assert_untraced(pid: &str) {
     wait_until("the target is traced for ever", || !is_traced());
 }
 
+/// No child is left of those that rleaks made: the process itself has none, or only such as have executed
+/// something or are about to end.
+pub(crate) fn assert_childless(pid: &str) {
+    let own = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    let is_copy = |child: &str| {
+        let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+        let is_zombie = status.contains("State:\tZ");
+        let is_traced = !status.contains("TracerPid:\t0\n");
+        is_zombie
+            || is_traced && fs::read_link(format!("/proc/{child}/exe")).is_ok_and(|exe| exe == own)
+    };
+    wait_until("a child is left", || {
+        let folder = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let tasks = folder.filter_map(|task| task.ok());
+        let children =
+            tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        !children.collect::<String>().split_whitespace().any(is_copy)
+    });
+}
+
 fn wait_until(otherwise: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
@@ -88,9 +114,10 @@ fn wait_until(otherwise: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn start_scan(pid: &str) -> Child {
+fn start_scan(pid: &str, options: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_rleaks"))
         .args([pid, "--json"])
+        .args(options)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
@@ -112,8 +139,8 @@ fn signal(pid: &str, name: &str) {
 
 /// Scans a process that checks itself. Where that fails, both sides are heard: rleaks, and the last
 /// line of the process, which says so where it found something wrong and ended.
-fn scan(busy: &mut Fixture, round: u64) {
-    let output = rleaks(&[&busy.pid(), "--json"]);
+fn scan(busy: &mut Fixture, options: &[&str], round: u64) {
+    let output = rleaks(&[&[busy.pid().as_str(), "--json"], options].concat());
     if !matches!(output.status.code(), Some(0 | 1)) {
         let (said, answer) = (text(&output.stderr), last_line(busy));
         let status = output.status;
@@ -131,11 +158,11 @@ fn last_line(busy: &mut Fixture) -> String {
     busy.last_line()
 }
 
-fn goes_on_through_many_scans(file: &str) {
+fn goes_on_through_many_scans(file: &str, options: &[&str]) {
     let mut busy = Fixture::start(file);
     for round in 0..number_from_environment("RLEAKS_ROUNDS", 30) {
         sleep(Duration::from_micros(jitter(round, 20_000)));
-        scan(&mut busy, round);
+        scan(&mut busy, options, round);
         if round % 20 == 0 {
             assert_goes_on(&mut busy);
         }
@@ -144,19 +171,20 @@ fn goes_on_through_many_scans(file: &str) {
 }
 
 /// Kills are spread over the whole life of rleaks, which is measured first.
-fn goes_on_when_rleaks_is_killed(file: &str) {
+fn goes_on_when_rleaks_is_killed(file: &str, options: &[&str]) {
     let mut busy = Fixture::start_with(file, &["killed"]);
     let start = Instant::now();
-    leaks(&busy.pid());
+    leaks_with(&busy.pid(), options);
     let life = u64::try_from(start.elapsed().as_micros()).unwrap();
     let mut in_time = 0;
     for kill in 0..number_from_environment("RLEAKS_KILLS", 15) {
-        let mut scan = start_scan(&busy.pid());
+        let mut scan = start_scan(&busy.pid(), options);
         sleep(Duration::from_micros(jitter(kill, life)));
         in_time += u32::from(scan.try_wait().unwrap().is_none());
         scan.kill().unwrap();
         scan.wait().unwrap();
         assert_untraced(&busy.pid());
+        assert_childless(&busy.pid());
         if kill % 5 == 0 {
             assert_goes_on(&mut busy);
         }
@@ -167,22 +195,42 @@ fn goes_on_when_rleaks_is_killed(file: &str) {
 
 #[test]
 fn busy_process_goes_on_through_many_scans() {
-    goes_on_through_many_scans("busy.c");
+    goes_on_through_many_scans("busy.c", USUAL);
 }
 
 #[test]
 fn process_that_waits_for_events_goes_on_through_many_scans() {
-    goes_on_through_many_scans("busy_events.c");
+    goes_on_through_many_scans("busy_events.c", USUAL);
 }
 
 #[test]
 fn busy_process_goes_on_when_rleaks_is_killed() {
-    goes_on_when_rleaks_is_killed("busy.c");
+    goes_on_when_rleaks_is_killed("busy.c", USUAL);
 }
 
 #[test]
 fn process_that_waits_for_events_goes_on_when_rleaks_is_killed() {
-    goes_on_when_rleaks_is_killed("busy_events.c");
+    goes_on_when_rleaks_is_killed("busy_events.c", USUAL);
+}
+
+#[test]
+fn busy_process_goes_on_through_many_forks() {
+    goes_on_through_many_scans("busy.c", FORK);
+}
+
+#[test]
+fn process_that_waits_for_events_goes_on_through_many_forks() {
+    goes_on_through_many_scans("busy_events.c", FORK);
+}
+
+#[test]
+fn busy_process_goes_on_when_rleaks_is_killed_that_forks_it() {
+    goes_on_when_rleaks_is_killed("busy.c", FORK);
+}
+
+#[test]
+fn process_that_waits_for_events_goes_on_when_rleaks_is_killed_that_forks_it() {
+    goes_on_when_rleaks_is_killed("busy_events.c", FORK);
 }
 
 #[test]
@@ -198,7 +246,7 @@ fn stopped_process_stays_stopped() {
         wait_until("it is not stopped any more", || {
             states(&pid).iter().all(|state| *state == 'T')
         });
-        let mut scan = start_scan(&pid);
+        let mut scan = start_scan(&pid, USUAL);
         sleep(Duration::from_micros(jitter(round, 100_000)));
         scan.kill().unwrap();
         scan.wait().unwrap();
@@ -217,7 +265,7 @@ fn process_that_is_stopped_and_continued_meanwhile_goes_on() {
     let mut busy = Fixture::start("busy.c");
     let pid = busy.pid();
     for round in 0..10 {
-        let mut scan = start_scan(&pid);
+        let mut scan = start_scan(&pid, USUAL);
         while scan.try_wait().unwrap().is_none() {
             signal(&pid, "STOP");
             sleep(Duration::from_micros(jitter(round, 5000)));

@@ -9,6 +9,7 @@ mod allocators;
 mod at_exit;
 mod containers;
 mod doctor;
+mod fork;
 mod generator;
 mod harm;
 mod heap_modes;

@@ -22,28 +22,46 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Build, Fixture, leaks};
+use crate::support::{Build, Fixture, leaks_with};
 
 /// How a call is tried: by a program of which width, and scanned how often while it is blocked.
 #[derive(Clone, Copy, Debug)]
 struct Trial {
     build: Build,
     scans: usize,
+    /// The way to scan that must be taken, if one is asked for.
+    method: Option<&'static str>,
 }
 
 const SCANNED: Trial = Trial {
     build: Build::Usual,
     scans: 3,
+    method: None,
+};
+/// The thread that is blocked makes the child itself, in the middle of its call.
+const FORKED: Trial = Trial {
+    method: Some("fork"),
+    ..SCANNED
 };
 const UNDISTURBED: Trial = Trial {
     build: Build::Usual,
     scans: 0,
+    method: None,
 };
 /// Its calls have other numbers, some are parts of others, and some have a second number.
 const I386: Trial = Trial {
     build: Build::I386,
     scans: 1,
+    method: None,
 };
+/// They have the kernel work in the background, or cannot be stopped: of such a process no child is made.
+const NEVER_FORKED: [&str; 5] = [
+    "io_getevents",
+    "io_getevents_timeout",
+    "io_uring_enter",
+    "io_uring_enter_timeout",
+    "vfork_parent",
+];
 
 /// How late the end of a call may be noticed on a loaded machine.
 const SLACK: Duration = Duration::from_secs(4);
@@ -110,17 +128,24 @@ fn end(mut blocked: Fixture, command: &str) -> (Outcome, Duration) {
 }
 
 /// Scans, or does not: the control must come to the same result.
-fn scan(blocked: &Fixture, scans: usize) {
-    for scan in 0..scans {
-        let report = leaks(&blocked.pid());
-        let pause = report["capture"]["pause_seconds"].as_f64();
+fn scan(blocked: &Fixture, call: &str, trial: Trial) {
+    let option = trial.method.map(|method| format!("--snapshot={method}"));
+    let options: Vec<&str> = option.as_deref().into_iter().collect();
+    for scan in 0..trial.scans {
+        let report = leaks_with(&blocked.pid(), &options);
+        let capture = &report["capture"];
+        let pause = capture["pause_seconds"].as_f64();
         assert!(pause > Some(0.0), "scan {scan}: {report}");
+        if let Some(method) = trial.method {
+            let is_forked = capture["method"] == method;
+            assert_eq!(is_forked, !NEVER_FORKED.contains(&call), "{call}: {report}");
+        }
     }
 }
 
 fn check_end(call: &str, trial: Trial, command: &str, expected: &Outcome) {
     let blocked = Fixture::start_built("blocked.c", trial.build, &[call]);
-    scan(&blocked, trial.scans);
+    scan(&blocked, call, trial);
     let (outcome, _) = end(blocked, command);
     assert_eq!(outcome, *expected, "{call} {trial:?}");
 }
@@ -139,7 +164,7 @@ fn check_timeout(call: &str, trial: Trial, starts_afresh: bool, expected: &Outco
     let milliseconds = timeout.as_millis().to_string();
     let start = Instant::now();
     let blocked = Fixture::start_built("blocked.c", trial.build, &[call, &milliseconds]);
-    scan(&blocked, trial.scans);
+    scan(&blocked, call, trial);
     let scanned = start.elapsed();
     let (outcome, elapsed) = end(blocked, "wait");
     assert_eq!(outcome, *expected, "{call} {trial:?}");
@@ -165,7 +190,7 @@ fn keeps_time_or_starts_afresh(call: &str, trial: Trial, expected: &Outcome) {
 /// The call returns how much it did, and no error.
 fn returns_a_count(call: &str, trial: Trial, whole: &Outcome) {
     let blocked = Fixture::start_built("blocked.c", trial.build, &[call]);
-    scan(&blocked, trial.scans);
+    scan(&blocked, call, trial);
     let (outcome, _) = end(blocked, "finish");
     assert!(
         outcome.value > 0 && outcome.value <= whole.value && outcome.error == 0,
@@ -174,7 +199,7 @@ fn returns_a_count(call: &str, trial: Trial, whole: &Outcome) {
     assert!(trial.scans > 0 || outcome == *whole, "{call}: {outcome:?}");
 }
 
-/// A test with scans for each call, one without scans for all of them, and one of i386.
+/// A test with scans for each call, one without scans for all of them, one in which each makes a child, and one of i386.
 macro_rules! each {
     ($check:ident: $($call:ident $expected:expr;)+) => {
         $(
@@ -187,6 +212,11 @@ macro_rules! each {
         #[test]
         fn without_scans() {
             $($check(stringify!($call), UNDISTURBED, &$expected);)+
+        }
+
+        #[test]
+        fn forked() {
+            $($check(stringify!($call), FORKED, &$expected);)+
         }
 
         #[test]

@@ -75,7 +75,15 @@ pub(crate) fn parse_address(text: &str) -> u64 {
 }
 
 /// The document of the rleaks that `command` starts, whose arguments name the target.
+///
+/// The environment variable `RLEAKS_SNAPSHOT` names another way to keep the target's memory than the usual one.
 pub(crate) fn leaks_by(command: &mut Command) -> Value {
+    let has_method = command
+        .get_args()
+        .any(|argument| argument.to_string_lossy().starts_with("--snapshot"));
+    if let (Ok(method), false) = (std::env::var("RLEAKS_SNAPSHOT"), has_method) {
+        command.arg(format!("--snapshot={method}"));
+    }
     let output = command.arg("--json").output().unwrap();
     let status = output.status.code();
     assert!(

@@ -43,6 +43,8 @@ const SLOW_STOP: Duration = Duration::from_micros(200);
 /// What an analysis takes beside that: on a machine with many more runnable threads than processors,
 /// what takes milliseconds takes long.
 const ANALYSIS: Duration = Duration::from_secs(1);
+/// The same while the target runs: there is no hurry.
+const LONG_ANALYSIS: Duration = Duration::from_secs(60);
 /// A stop may always last as long as this before it is cut short, and four times as long as it was
 /// expected to.
 const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
@@ -277,10 +279,11 @@ impl Survey {
         SHORTEST_LIMIT.max(expected.saturating_mul(4))
     }
 
-    /// How long a child may be needed at the longest.
+    /// How long a child may be needed at the longest. It does not stop the target, but what that writes
+    /// meanwhile is there twice.
     pub(super) fn lifetime(&self) -> Duration {
         let analysis = Duration::from_millis(self.bytes.saturating_mul(1000) / SLOW_ANALYSIS);
-        (ANALYSIS + analysis).saturating_mul(4)
+        LONG_ANALYSIS + analysis.saturating_mul(4)
     }
 
     /// The same for a target that is at its end: nobody waits for what it does.

@@ -132,7 +132,9 @@ pub(in crate::platform::linux) fn place(pid: u32, turn: u32) -> Result<u32, Fork
                 .iter()
                 .all(|kind| is_own_namespace(*tid, kind))
     };
-    let places: Vec<u32> = threads.into_iter().filter(is_place).collect();
+    // Signals to the process are mostly for the main thread.
+    let (main, others): (Vec<u32>, Vec<u32>) = threads.into_iter().partition(|tid| *tid == pid);
+    let places: Vec<u32> = others.into_iter().chain(main).filter(is_place).collect();
     let turn = usize::try_from(turn).unwrap_or(0);
     let place = places.get(turn % places.len().max(1)).copied();
     place.ok_or(ForkRefusal::NoSystemCall)
