@@ -339,10 +339,10 @@ fn full_control_group_is_left_alone() {
 #[test]
 fn control_group_with_too_little_memory_is_left_alone() {
     let group = Group::new("memory");
-    let fixture = Fixture::start_with("generator.c", &["5", "2", "200000"]);
+    let fixture = Fixture::start_with("generator.c", &["5", "2", "5000"]);
     group.add(&fixture.pid());
     // What was there before is charged to whom it was.
-    group.limit(&["memory.max", "memory.limit_in_bytes"], 2 << 20);
+    group.limit(&["memory.max", "memory.limit_in_bytes"], 1 << 20);
     let report = fork(&fixture.pid());
     assert_copied(&report, "and its control group has");
     assert_leaks_are_exact(&fixture, &report, "a control group");

@@ -18,8 +18,8 @@ use crate::platform::linux::{procfs, ptrace, registers::General};
 
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The thread is let go within this time, or the kernel ends this process.
-const LIMIT: Duration = Duration::from_secs(10);
+/// All threads are let go within this time, or the kernel ends this process.
+const LIMIT: Duration = Duration::from_secs(30);
 /// How long a place for the call is looked for.
 const LONGEST_SEARCH: Duration = Duration::from_secs(5);
 /// From one search to the next.
@@ -28,41 +28,73 @@ const NAP: Duration = Duration::from_millis(3);
 /// sequence.
 const CHOOSY: u32 = 5;
 
-/// Makes process `pid` wait for its child `inner_pid`, which has ended; `tid` is the thread to be tried first. Returns for
-/// how long a thread stood still, and whether the child is still there.
+/// A process that is to forget a child.
+struct Parent {
+    pid: u32,
+    inner_child: u32,
+    /// Threads that were asked to stop and did not: they are not given a processor at the moment.
+    late: Vec<u32>,
+    pause: Option<Duration>,
+}
+
+/// Makes process `pid` wait for its child `inner_child`, which has ended; `tid` is the thread to be tried first. Returns
+/// for how long threads stood still, and whether the child is still there.
 pub(super) fn reap(
     (pid, tid): (u32, u32),
-    inner_pid: u32,
+    inner_child: u32,
     alarm: &mut Alarm,
 ) -> (Option<Duration>, bool) {
-    let start = Instant::now();
-    let mut pause = None;
-    for search in 0.. {
-        let Ok(threads) = procfs::threads(pid) else {
-            return (pause, false);
-        };
-        let first = threads.contains(&tid).then_some(tid);
-        let others = threads.into_iter().filter(|other| *other != tid);
-        for tid in first.into_iter().chain(others) {
-            let is_choosy = search < CHOOSY;
-            if is_choosy && !is_place(pid, tid) {
-                continue;
-            }
-            alarm.set(LIMIT);
-            let stopped_at = Instant::now();
-            let result = through(tid, inner_pid, is_choosy);
-            alarm.clear();
-            *pause.get_or_insert(Duration::ZERO) += stopped_at.elapsed();
-            if result.is_ok() {
-                return (pause, false);
-            }
-        }
-        if start.elapsed() > LONGEST_SEARCH {
-            break;
-        }
-        std::thread::sleep(NAP);
+    let mut parent = Parent {
+        pid,
+        inner_child,
+        late: Vec::new(),
+        pause: None,
+    };
+    alarm.set(LIMIT);
+    let is_reaped = parent.search(tid);
+    for tid in parent.late {
+        release(tid, None);
     }
-    (pause, fs::exists(format!("/proc/{pid}")).unwrap_or(true))
+    alarm.clear();
+    let is_left = !is_reaped && fs::exists(format!("/proc/{pid}")).unwrap_or(true);
+    (parent.pause, is_left)
+}
+
+impl Parent {
+    /// Tries thread by thread; says whether there is no such child any more.
+    fn search(&mut self, first: u32) -> bool {
+        let start = Instant::now();
+        for search in 0.. {
+            let is_choosy = search < CHOOSY;
+            let Ok(mut threads) = procfs::threads(self.pid) else {
+                return true;
+            };
+            threads.sort_by_key(|tid| *tid != first);
+            threads.retain(|tid| !self.late.contains(tid));
+            threads.retain(|tid| !is_choosy || is_place(self.pid, *tid));
+            if threads
+                .into_iter()
+                .any(|tid| self.is_done_through(tid, is_choosy))
+            {
+                return true;
+            }
+            if start.elapsed() > LONGEST_SEARCH {
+                break;
+            }
+            std::thread::sleep(NAP);
+        }
+        false
+    }
+
+    fn is_done_through(&mut self, tid: u32, is_choosy: bool) -> bool {
+        let start = Instant::now();
+        let result = through(tid, self.inner_child, is_choosy);
+        *self.pause.get_or_insert(Duration::ZERO) += start.elapsed();
+        if result == Err(Failure::DoesNotStop) {
+            self.late.push(tid);
+        }
+        result.is_ok()
+    }
 }
 
 /// Says whether thread `tid`, which runs, sleeps in a system call.
@@ -73,17 +105,17 @@ fn is_place(pid: u32, tid: u32) -> bool {
 fn through(tid: u32, inner_pid: u32, is_choosy: bool) -> Result<bool, Failure> {
     let instruction = vdso::of_thread(tid).ok_or(Failure::Ended)?.0;
     ptrace::seize(tid)?;
-    let (result, stopped) = match stop(tid, PATIENCE) {
+    let (result, signal) = match stop(tid, PATIENCE) {
         Ok(Some(Stop::Asked { .. })) if is_usable(tid, instruction, is_choosy) => {
             let (result, signal) = injection::wait_for(tid, instruction, inner_pid);
-            (result, Some(signal))
+            (result, signal)
         }
-        Ok(Some(Stop::Signal(signal))) => (Err(Failure::Disturbed), Some(signal)),
+        Ok(Some(Stop::Signal(signal))) => (Err(Failure::Disturbed), signal),
         Ok(Some(Stop::Ended)) => return Err(Failure::Ended),
-        Ok(Some(_)) => (Err(Failure::NotInSystemCall), Some(0)),
-        Ok(None) | Err(_) => (Err(Failure::DoesNotStop), None),
+        Ok(Some(_)) => (Err(Failure::NotInSystemCall), 0),
+        Ok(None) | Err(_) => return Err(Failure::DoesNotStop),
     };
-    release(tid, stopped);
+    release(tid, Some(signal));
     result
 }
 
