@@ -12,6 +12,7 @@
  * and then answers commands on stdin, one a line:
  *   gap                         "gap NANOSECONDS": the longest time between two looks at the clock since the last "gap"
  *   memcpy                      "memcpy SECONDS BYTES": a plain copy of the whole heap into warm memory
+ *   fork                        "fork SECONDS": how long its own fork() takes; the child ends at once
  * It ends with the end of stdin. */
 #define _GNU_SOURCE
 #include <math.h>
@@ -23,7 +24,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { SMALLEST = 16, LARGEST = 512, LONGEST = 60, TEMPORARY = 4096 };
 
@@ -195,6 +198,17 @@ static void copy_heap(void)
     munmap(copy, end - start);
 }
 
+static void fork_once(void)
+{
+    uint64_t before = now();
+    pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    printf("fork %.6f\n", (double)(now() - before) / 1e9);
+    if (child < 0 || waitpid(child, NULL, 0) != child)
+        exit(3);
+}
+
 int main(int count, char **arguments)
 {
     char line[64];
@@ -215,6 +229,8 @@ int main(int count, char **arguments)
             printf("gap %lu\n", __atomic_exchange_n(&longest_gap, 0, __ATOMIC_RELAXED));
         else if (strcmp(line, "memcpy\n") == 0)
             copy_heap();
+        else if (strcmp(line, "fork\n") == 0)
+            fork_once();
     }
     return 0;
 }
