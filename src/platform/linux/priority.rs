@@ -32,6 +32,7 @@ pub(super) fn run_like_others(pid: u32) {
     let none = libc::sched_param { sched_priority: 0 };
     // SAFETY: `none` outlives the call. Where the call is refused the process stays as it is.
     unsafe { libc::sched_setscheduler(pid, libc::SCHED_OTHER, &raw const none) };
+    set_nice(pid.unsigned_abs(), 0);
     let everywhere = [u64::MAX; 128];
     let size = size_of_val(&everywhere);
     // SAFETY: the kernel reads `size` bytes of `everywhere`, which has as many and outlives the call.
@@ -40,6 +41,25 @@ pub(super) fn run_like_others(pid: u32) {
 
 /// The nice value that is served most.
 const SERVED_MOST: i32 = -20;
+
+/// While it lives, one thread of a target is served before others, as far as that is allowed.
+#[derive(Debug)]
+pub(super) struct Served(Option<(u32, i32)>);
+
+impl Served {
+    pub(super) fn new(tid: u32) -> Self {
+        let before = nice(tid);
+        Self(set_nice(tid, SERVED_MOST).then_some((tid, before)))
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some((tid, before)) = self.0 {
+            set_nice(tid, before);
+        }
+    }
+}
 
 /// While it lives, the threads that this process has by now are served before those of others, as
 /// far as that is allowed: a target stands still meanwhile. What a thread starts inherits it.

@@ -145,25 +145,33 @@ struct Tracer<'a> {
 impl Tracer<'_> {
     /// Stops all threads, again until no new one appears, and reads their registers.
     fn stop_all(&mut self) -> Result<Standstill, SuspendError> {
+        let mut is_new = self.seize_all()?;
+        // While none stands still yet, and before the others are waited for.
+        if let Some(guarded) = self.guarded {
+            self.stopped_at.get_or_insert_with(Instant::now);
+            guarded.begin_stop()?;
+        }
         loop {
-            while self.seize_all()? {
+            while is_new {
                 self.interrupt_all()?;
                 self.wait_for_stops()?;
+                is_new = self.seize_all()?;
             }
-            // It may have started threads until then.
-            if !self.stop_guarded()? {
+            // It may have started threads until it stopped.
+            if !self.is_guarded_stopped()? {
                 return self.read_registers();
             }
+            is_new = self.seize_all()?;
         }
     }
 
-    /// Stops the thread that another process has seized; `false` where there is none that runs.
-    fn stop_guarded(&mut self) -> Result<bool, SuspendError> {
+    /// Waits until the thread stands still that another process has seized; `false` where there is none, or it
+    /// has stopped before.
+    fn is_guarded_stopped(&mut self) -> Result<bool, SuspendError> {
         let Some(guarded) = self.guarded.filter(|_| self.guarded_thread.is_none()) else {
             return Ok(false);
         };
-        self.stopped_at.get_or_insert_with(Instant::now);
-        let mut thread = guarded.stop()?;
+        let mut thread = guarded.finish_stop()?;
         if self.is_nested {
             thread.inner_tid = procfs::inner_tid(self.pid, thread.tid);
         }

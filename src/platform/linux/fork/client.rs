@@ -68,8 +68,12 @@ impl Guardian {
     }
 
     fn ask(&self, request: &Request) -> Result<Reply, ForkRefusal> {
-        let reply = self.tell(request).and_then(|()| self.hear());
-        match reply.map_err(|error| failed(&error))? {
+        self.tell(request).map_err(|error| failed(&error))?;
+        self.answer()
+    }
+
+    fn answer(&self) -> Result<Reply, ForkRefusal> {
+        match self.hear().map_err(|error| failed(&error))? {
             Reply::Failed(failure) => Err(failure.into()),
             reply => Ok(reply),
         }
@@ -115,9 +119,15 @@ impl Guardian {
 }
 
 impl Guarded {
-    /// Stops the thread, and reads its registers.
-    pub(in crate::platform::linux) fn stop(&self) -> Result<Thread, ForkRefusal> {
-        match self.guardian.ask(&Request::Stop)? {
+    /// Asks for the thread to be stopped, without waiting for it.
+    pub(in crate::platform::linux) fn begin_stop(&self) -> Result<(), ForkRefusal> {
+        let told = self.guardian.tell(&Request::Stop);
+        told.map_err(|error| failed(&error))
+    }
+
+    /// Waits until the thread stands still, and reads its registers.
+    pub(in crate::platform::linux) fn finish_stop(&self) -> Result<Thread, ForkRefusal> {
+        match self.guardian.answer()? {
             Reply::Stopped { general, vector } => {
                 Ok(registers::of_other_process(self.tid, general, vector))
             }
@@ -133,7 +143,8 @@ impl Guarded {
 
     /// Waits until the thread goes on.
     pub(in crate::platform::linux) fn finish_release(&self) {
-        let _ = self.guardian.hear();
+        // The answer to an earlier request, for which nobody waited, may come first.
+        while self.guardian.hear().is_ok_and(|reply| reply != Reply::Done) {}
     }
 }
 

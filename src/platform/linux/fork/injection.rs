@@ -14,6 +14,7 @@ use nix::libc;
 use super::protocol::Failure;
 use super::requests::{self, Stop};
 use crate::memory::Width;
+use crate::platform::linux::priority::Served;
 use crate::platform::linux::ptrace;
 use crate::platform::linux::registers::{General, INDICES_64};
 
@@ -137,6 +138,8 @@ fn inject(tid: u32, instruction: u64, call: Call) -> (Result<Made, Failure>, i32
         Ok(saved) => saved,
         Err(error) => return (Err(error.into()), 0),
     };
+    // The whole target waits for it.
+    let _served = Served::new(tid);
     let made =
         begin(tid, &saved, instruction, call).and_then(|()| make(tid, instruction, call.number));
     let (made, last) = match made {
