@@ -306,6 +306,12 @@ pub(crate) struct ScanArgs {
     /// How to keep the target's memory.
     #[arg(long, value_name = "HOW", default_value = "copy")]
     pub(crate) snapshot: SnapshotMethod,
+    /// Stop the target for at most about MS milliseconds, or do not stop it at all.
+    ///
+    /// What each way to keep its memory would take is estimated first. Of `copy` and `stream`, and `fork` where
+    /// --snapshot asks for it, one is taken that is short enough; where none is, the exit status is 2.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_pause: Option<u32>,
     /// Use this many threads, instead of one per processor.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,

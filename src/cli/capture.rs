@@ -1,6 +1,7 @@
 //! Stopping the target at a moment when no thread is inside malloc, and capturing it.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -58,6 +59,9 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
     let mut sleepers = BTreeSet::new();
     for stop in 1..MAX_STOPS {
         let ready = prepare(target, method, prepared.take());
+        if let (1, Ok(ready)) = (stop, &ready) {
+            say_notice(&ready.survey);
+        }
         match ready.and_then(|ready| attempt(target, ready, &mut sleepers)) {
             Ok(Attempt::Captured(captured)) => return Ok(*captured),
             Ok(Attempt::Again(still_good)) => prepared = still_good.map(|good| *good),
@@ -94,6 +98,14 @@ fn prepare(
         }),
         survey,
     })
+}
+
+/// Says, while the target still runs, that another way would stop it for less.
+fn say_notice(survey: &Survey) {
+    if let Some(notice) = survey.notice() {
+        // There is nowhere to say that it could not be said.
+        let _ = writeln!(std::io::stderr().lock(), "rleaks: {}", notice.message);
+    }
 }
 
 /// Says whether that may be over in a moment: a thread did not stop in time, or the copy was not

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::Context;
 use rayon::prelude::*;
@@ -54,7 +55,9 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
 pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let method = args.scan.snapshot.into();
     let report = scan(args, || {
-        let captured = capture(&Target::new(pid), method)?;
+        let max_pause = args.scan.max_pause;
+        let max_pause = max_pause.map(|ms| Duration::from_millis(ms.into()));
+        let captured = capture(&Target::new(pid).with_max_pause(max_pause), method)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
     })?;

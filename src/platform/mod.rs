@@ -14,11 +14,12 @@ pub use debuginfod::Debuginfod;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(target_os = "linux")]
 pub use linux::{
-    CaptureError, CommandEnd, CommandLine, Disposition, Ending, FolderError, Follow, FollowEvent,
-    Followed, ForkRefusal, Limit, Obstacle, Privileges, ProgramFile, RegularFile, Remedy, RunError,
-    SharedPage, Stopped, Survey, SuspendError, Target, TargetFiles, Waiter, Waiters,
-    available_memory, check_proc, copy_limit, copy_speed, guardian, holds_a_stopped_target,
-    interrupt_flag, is_hidden, kernel_release, make_public, page_map, private_folder, privileges,
-    process, processes, put_file, thread_count, tracer, visible_pid, watched, watched_command,
+    CaptureError, CommandEnd, CommandLine, Costs, Disposition, Ending, FolderError, Follow,
+    FollowEvent, Followed, ForkRefusal, Limit, Obstacle, Privileges, ProgramFile, RegularFile,
+    Remedy, RunError, SharedPage, Stopped, Survey, SuspendError, Target, TargetFiles, Waiter,
+    Waiters, available_memory, check_proc, copy_limit, copy_speed, guardian,
+    holds_a_stopped_target, interrupt_flag, is_hidden, kernel_release, make_public, page_map,
+    private_folder, privileges, process, processes, put_file, thread_count, tracer, visible_pid,
+    watched, watched_command,
 };
 pub use process::{ProcessInfo, ProcessState, signal_name, user_name};

@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::generator::assert_leaks_are_exact;
 use crate::harm::{assert_childless, assert_ends_well};
 use crate::support::{
-    Build, Container, Fixture, Program, Root, Shared, addresses, leaks, leaks_by, leaks_with,
-    rleaks_command, text, unprivileged,
+    Build, Container, Fixture, Program, Root, Shared, addresses, assert_refused, leaks, leaks_by,
+    leaks_with, rleaks_command, text, unprivileged,
 };
 
 const FORK: &str = "--snapshot=fork";
@@ -440,6 +440,45 @@ fn bash_is_forked() {
     };
     assert_eq!(ask(), "0 sub");
     assert_childless(&pid);
+}
+
+/// A process with so much memory that a copy takes longer than a child.
+fn large_process() -> Program {
+    const SCRIPT: &str = "b = b'x' * (400 << 20); print('ready', flush=True); input()";
+    let found = Command::new("python3")
+        .args(["-c", "import sys; print(sys.executable)"])
+        .output();
+    let python = text(&found.unwrap().stdout).trim().to_owned();
+    let mut program = Program::start(Command::new(python).args(["-c", SCRIPT]));
+    assert_eq!(program.line(), "ready");
+    program
+}
+
+#[test]
+fn pause_that_is_too_long_is_refused_with_what_would_be_short_enough() {
+    let program = large_process();
+    let pid = program.pid();
+    assert_refused(&[&pid, "--max-pause=30"], ": --snapshot=fork allows that");
+    assert_refused(
+        &[&pid, "--max-pause=30", "--snapshot=stream"],
+        "stops it for 30 ms at most: copy for about",
+    );
+    let report = leaks_with(&pid, &["--max-pause=30", FORK]);
+    assert_forked(&report);
+    let report = leaks_with(&pid, &["--max-pause=600000"]);
+    assert_eq!(report["capture"]["method"], "copy");
+}
+
+#[test]
+fn pause_that_nothing_keeps_to_is_refused() {
+    let fixture = Fixture::start_with("fork.c", &["plain"]);
+    for options in [&["--max-pause=1"][..], &["--max-pause=1", FORK]] {
+        assert_refused(
+            &[&[fixture.pid().as_str()], options].concat(),
+            "stops it for 1 ms at most",
+        );
+    }
+    assert_unaware(fixture);
 }
 
 #[test]

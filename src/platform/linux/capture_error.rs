@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use nix::libc;
 
+use super::cost::Costs;
 use super::fork::ForkRefusal;
 use super::obstacle_facts;
 use super::obstacles::{Obstacle, Refusal};
@@ -22,6 +24,21 @@ pub enum CaptureError {
     /// No child can be made of it at this moment.
     #[error(transparent)]
     Fork(#[from] ForkRefusal),
+    /// No way that is allowed is short enough.
+    #[error(
+        "no allowed way to keep the memory of process {pid} stops it for {} ms at most: {costs}{hint}",
+        limit.as_millis()
+    )]
+    TooLong {
+        /// The process.
+        pid: u32,
+        /// How long it may stand still.
+        limit: Duration,
+        /// How long it would.
+        costs: Costs,
+        /// What would help.
+        hint: &'static str,
+    },
     /// The child that held its memory is gone.
     #[error(
         "the child that held the memory of process {0} was ended before the scan was over, for lack of \

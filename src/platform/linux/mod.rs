@@ -3,8 +3,10 @@
 mod capture;
 mod capture_error;
 mod checks;
+mod choice;
 mod command;
 mod copy;
+mod cost;
 mod files;
 mod fork;
 mod job_control;
@@ -42,6 +44,7 @@ pub use command::{
     CommandEnd, CommandLine, Disposition, Ending, Follow, FollowEvent, Followed, Limit,
     ProgramFile, RunError, Waiter, Waiters,
 };
+pub use cost::Costs;
 pub use files::{RegularFile, TargetFiles};
 pub use fork::{ForkRefusal, guardian};
 pub use job_control::interrupt_flag;

@@ -9,8 +9,9 @@ use super::capture::Stopped;
 use super::capture_error::{CaptureError, explained, proc_error};
 use super::checks::thread_count;
 use super::copy::CopyBuffer;
+use super::cost::FORK_IS_SHORTER;
 use super::files::{RegularFile, TargetFiles};
-use super::fork::{self, ForkRefusal, Guarded, Guardian, Parts};
+use super::fork::{self, ForkRefusal, Guarded, Guardian};
 use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
@@ -23,7 +24,7 @@ use super::tracer::Standstill;
 use super::view::View;
 use crate::memory::Memory;
 use crate::snapshot::{self, Method, Module, Process, Region};
-use crate::warning::{Bias, Warning};
+use crate::warning::Warning;
 
 /// What the copy may need beyond the survey's estimate: the target runs on until it is stopped.
 const SLACK: u64 = 16 << 20;
@@ -53,7 +54,7 @@ const SHORTEST_LIMIT: Duration = Duration::from_secs(1);
 const SHORTEST_LIMIT_AT_END: Duration = Duration::from_secs(60);
 
 /// The memory that is taken for a copy of `bytes` bytes: the target may grow until it is stopped.
-fn copy_size(bytes: u64) -> u64 {
+pub(super) fn copy_size(bytes: u64) -> u64 {
     bytes.saturating_add(bytes / 16).saturating_add(SLACK)
 }
 
@@ -76,6 +77,8 @@ pub struct Target {
     /// How long it stood still so far, stop by stop.
     pub(super) pauses: Rc<RefCell<Vec<Duration>>>,
     fork: Rc<RefCell<Attempts>>,
+    /// How long it may stand still at a time.
+    pub(super) max_pause: Option<Duration>,
 }
 
 /// What came of attempts to make a child of a target.
@@ -88,9 +91,9 @@ struct Attempts {
 
 /// What was found before the target was stopped.
 pub struct Survey {
-    view: View,
+    pub(super) view: View,
     pub(super) process: Process,
-    threads: u32,
+    pub(super) threads: u32,
     pub(super) uses: Vec<RegionUse>,
     pub(super) files: MemoryFiles,
     /// The loaded modules.
@@ -114,7 +117,16 @@ impl Target {
             pid,
             pauses: Rc::default(),
             fork: Rc::default(),
+            max_pause: None,
         }
+    }
+
+    /// The same process, which must not stand still for longer than `limit` at a time, as far as that can be told
+    /// beforehand; a copy that takes longer is given up.
+    #[must_use]
+    pub fn with_max_pause(mut self, limit: Option<Duration>) -> Self {
+        self.max_pause = limit;
+        self
     }
 
     /// Finds out what there is to capture and, for a copy, allocates the memory. The target runs.
@@ -151,12 +163,7 @@ impl Target {
             method,
             warnings: Vec::new(),
         };
-        if method == Method::Fork {
-            survey.prepare_fork(self, &regions)?;
-        }
-        if survey.method == Method::Copy {
-            survey.prepare_copy()?;
-        }
+        survey.prepare(self, &regions)?;
         Ok(survey)
     }
 
@@ -169,6 +176,11 @@ impl Target {
             attempts.refusal = Some(refusal.clone());
         }
         refusal.into()
+    }
+
+    /// Says why no child is made of the target any more.
+    pub(super) fn may_fork(&self) -> Result<(), ForkRefusal> {
+        self.fork.borrow().refusal.clone().map_or(Ok(()), Err)
     }
 
     /// Makes no child of the target any more.
@@ -198,7 +210,8 @@ impl Target {
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
         let limit = survey.limit();
         // The rest is for letting go.
-        let deadline = Instant::now() + limit / 4 * 3;
+        let rest = self.max_pause.filter(|_| survey.method == Method::Copy);
+        let deadline = Instant::now() + rest.unwrap_or(limit).min(limit / 4 * 3);
         // A stream is no short stop: it must not keep the rest of the system waiting, too.
         let hurry = (survey.method != Method::Stream).then(Hurry::new);
         let guarded = self.guard(survey, limit)?;
@@ -253,6 +266,13 @@ impl Survey {
         TargetFiles::of_process(self.process.pid).executable()
     }
 
+    /// Says so where another way to keep the target's memory would stop it for less.
+    #[must_use]
+    pub fn notice(&self) -> Option<&Warning> {
+        let mut warnings = self.warnings.iter();
+        warnings.find(|warning| warning.code == FORK_IS_SHORTER)
+    }
+
     /// Says whether a child of the target will be made.
     #[must_use]
     pub fn is_fork(&self) -> bool {
@@ -291,39 +311,8 @@ impl Survey {
         SHORTEST_LIMIT_AT_END.max(self.limit().saturating_mul(10))
     }
 
-    /// Starts who is to make a child of `target`, and takes memory for what a child does not get; where there can be
-    /// no child, the target will be copied.
-    fn prepare_fork(&mut self, target: &Target, regions: &[Region]) -> Result<(), CaptureError> {
-        let parts = Parts::of(regions, &self.uses);
-        let apart = self.plan(&parts.apart)?;
-        let facts = fork::Facts {
-            pid: target.pid,
-            width: self.view.width(),
-            regions,
-            uses: &self.uses,
-            bytes: self.bytes.saturating_sub(apart.bytes()),
-        };
-        let refusal = target.fork.borrow().refusal.clone();
-        let guardian = refusal
-            .map_or_else(|| fork::check(&facts), Err)
-            .and_then(|()| Guardian::start());
-        match guardian {
-            Ok(guardian) => {
-                let wanted = copy_size(apart.bytes());
-                let buffer = CopyBuffer::faulted_in(wanted);
-                self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
-                self.guardian = Some(guardian);
-            }
-            Err(refusal) => {
-                self.method = Method::Copy;
-                self.warnings.push(refusal.warning());
-            }
-        }
-        Ok(())
-    }
-
     /// What of `regions` is read, as it is now.
-    fn plan(&self, regions: &[Region]) -> Result<Plan, CaptureError> {
+    pub(super) fn plan(&self, regions: &[Region]) -> Result<Plan, CaptureError> {
         let plan = Plan::new(&Source {
             regions,
             survey: &self.uses,
@@ -333,28 +322,6 @@ impl Survey {
         });
         let plan = plan.map_err(|error| proc_error(self.process.pid, "pagemap", error));
         Ok(plan?.0)
-    }
-
-    /// Takes memory for a copy; where that is too much, the target will be read while it stands
-    /// still.
-    fn prepare_copy(&mut self) -> Result<(), CaptureError> {
-        let wanted = self.copy_size();
-        if copy_limit().is_none_or(|limit| wanted <= limit) {
-            let buffer = CopyBuffer::faulted_in(wanted);
-            self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
-            return Ok(());
-        }
-        self.method = Method::Stream;
-        self.warnings.push(Warning::new(
-            "streamed",
-            format!(
-                "too little free memory for a copy of {} MiB: the target was read while it stood \
-                 still, which is a longer pause",
-                wanted >> 20
-            ),
-            Bias::None,
-        ));
-        Ok(())
     }
 }
 
