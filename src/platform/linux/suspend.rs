@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fork::{ForkRefusal, Guarded};
 use super::job_control::{JobControlHeld, interrupt_flag};
@@ -120,12 +120,16 @@ impl Suspended {
             });
         let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
         suspended.let_go = Some(Box::new(move || {
-            guarded.as_ref().inspect(|guarded| guarded.begin_release());
+            let letting_go = Instant::now();
             drop(release);
             // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
             let pause = tracer.join().map_or(Duration::ZERO, wait_for_its_end);
-            guarded.as_ref().inspect(|guarded| guarded.finish_release());
-            pause
+            // Last, when the main thread is not traced any more: of the guarded one this makes no difference to
+            // signals.
+            guarded.map_or(pause, |guarded| {
+                guarded.release();
+                pause.saturating_add(letting_go.elapsed())
+            })
         }));
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),

@@ -135,16 +135,13 @@ impl Guarded {
         }
     }
 
-    /// Asks for the thread to be let go, without waiting for it.
-    pub(in crate::platform::linux) fn begin_release(&self) {
+    /// Lets the thread go on, and waits until it does.
+    pub(in crate::platform::linux) fn release(&self) {
         // Where the guardian is gone, the kernel has let go of the thread.
-        let _ = self.guardian.tell(&Request::Release);
-    }
-
-    /// Waits until the thread goes on.
-    pub(in crate::platform::linux) fn finish_release(&self) {
-        // The answer to an earlier request, for which nobody waited, may come first.
-        while self.guardian.hear().is_ok_and(|reply| reply != Reply::Done) {}
+        if self.guardian.tell(&Request::Release).is_ok() {
+            // The answer to an earlier request, for which nobody waited, may come first.
+            while self.guardian.hear().is_ok_and(|reply| reply != Reply::Done) {}
+        }
     }
 }
 

@@ -70,6 +70,9 @@ impl Parent {
                 return true;
             };
             threads.sort_by_key(|tid| *tid != first);
+            // As for the place of the first call: not the main thread, if there are others.
+            let may_be_main = threads.len() == 1 || start.elapsed() > LONGEST_SEARCH / 2;
+            threads.retain(|tid| *tid != self.pid || may_be_main);
             threads.retain(|tid| !self.late.contains(tid));
             threads.retain(|tid| !is_choosy || is_place(self.pid, *tid));
             if threads
