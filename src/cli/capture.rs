@@ -146,7 +146,9 @@ fn attempt(
         &prepared.exporters,
         prepared.embedded,
         log.as_ref(),
-    )?;
+    );
+    stopped.as_ref().map_or(Ok(()), Stopped::check_child)?;
+    let walk = walk?;
     if !walk.is_clean() {
         return Ok(Attempt::Again(None));
     }
@@ -191,7 +193,9 @@ fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
         &prepared.exporters,
         prepared.embedded,
         log.as_ref(),
-    )?;
+    );
+    stopped.as_ref().map_or(Ok(()), Stopped::check_child)?;
+    let walk = walk?;
     let (heap, warnings) = walk.settle(inside_malloc)?;
     snapshot.warnings.extend(warnings);
     let interposition = heap::interposition_warning(&prepared.exporters);

@@ -385,6 +385,61 @@ fn nothing_is_left_of_the_guardian() {
     assert_unaware(fixture);
 }
 
+/// The child ends with it, and another guardian makes the process forget it.
+#[test]
+fn guardian_that_is_killed_while_the_child_is_read_leaves_nothing() {
+    let mut fixture = Fixture::start_with("generator.c", &["7", "3", "6000"]);
+    let pid = fixture.pid();
+    let has_ended = |pid: &str| !Path::new(&format!("/proc/{pid}")).exists();
+    for _ in 0..20 {
+        let mut scan = rleaks_command()
+            .args([&pid, FORK, "--json", "--threads=1"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut killed = None;
+        while killed.is_none() && scan.try_wait().unwrap().is_none() {
+            // The child is there, and the target runs: the thread that made it is not traced any more.
+            killed = child_of(&pid)
+                .filter(|_| is_untraced(&pid))
+                .and_then(|child| tracer(&child));
+            killed.iter().for_each(|guardian| signal(guardian, "KILL"));
+        }
+        let status = scan.wait().unwrap();
+        assert_childless(&pid);
+        assert!(!has_ended(&pid), "the target was ended");
+        if killed.is_some() && status.code() == Some(2) {
+            assert_eq!(fixture.finish().0.code(), Some(0));
+            return;
+        }
+    }
+    panic!("the guardian was never met");
+}
+
+fn status_field(pid: &str, key: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(line.trim().to_owned())
+}
+
+fn tracer(pid: &str) -> Option<String> {
+    status_field(pid, "TracerPid:").filter(|tracer| tracer != "0")
+}
+
+fn is_untraced(pid: &str) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut tids = tasks.filter_map(|task| task.file_name().into_string().ok());
+    tids.all(|tid| tracer(&tid).is_none())
+}
+
+fn child_of(pid: &str) -> Option<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let mut children =
+        tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    children.find_map(|text| text.split_whitespace().next().map(str::to_owned))
+}
+
 /// Real programs of others go on, and are not left with a child.
 fn other_program_is_forked(command: &mut Command, is_ready: impl Fn(&str) -> bool) {
     let mut program = command

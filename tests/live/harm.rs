@@ -99,7 +99,7 @@ pub(crate) fn assert_childless(pid: &str) {
     };
     wait_until("a child is left", || {
         let folder = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-        let tasks = folder.filter_map(|task| task.ok());
+        let tasks = folder.filter_map(Result::ok);
         let children =
             tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
         !children.collect::<String>().split_whitespace().any(is_copy)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
-use super::fork::{self, ForkRefusal, ForkedMemory, Guardian, Parts};
+use super::fork::{self, ForkRefusal, ForkedMemory, Guardian, NewProcess, Outcome, Parts};
 use super::plan::{Plan, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
@@ -25,8 +25,8 @@ use crate::warning::{Bias, Warning};
 pub struct Stopped {
     target: Target,
     suspended: Option<Suspended>,
-    /// Who keeps a child of the target.
-    guardian: Option<Arc<Guardian>>,
+    /// Who keeps a child of the target, and that one.
+    child: Option<(Arc<Guardian>, NewProcess)>,
     view: View,
     taken_at: SystemTime,
     /// When a copy has to be given up.
@@ -47,7 +47,7 @@ impl Stopped {
         Self {
             target,
             suspended: Some(suspended),
-            guardian: None,
+            child: None,
             view,
             taken_at,
             deadline,
@@ -117,9 +117,9 @@ impl Stopped {
         let mut snapshot = self.snapshot(survey);
         let child = guardian.make_child(instruction.0, lifetime);
         let child = child.map_err(|refusal| self.target.not_forked(refusal))?;
+        self.child = Some((Arc::clone(guardian), child));
         self.resume();
-        self.guardian = Some(Arc::clone(guardian));
-        let memory = ForkedMemory::new(child, copied, files, &parts.inherited, &uses);
+        let memory = ForkedMemory::new(child.pid, copied, files, &parts.inherited, &uses);
         let memory = memory.map_err(|refusal| self.target.not_forked(refusal))?;
         snapshot.capture.memory_bytes = memory.bytes();
         snapshot.memory = Box::new(memory);
@@ -213,6 +213,28 @@ impl Stopped {
         }
     }
 
+    /// Ends the child that keeps the target's memory, if there is one, and makes the target forget it.
+    fn end_child(&mut self) -> Option<Result<Outcome, CaptureError>> {
+        let (guardian, child) = self.child.take()?;
+        let outcome = guardian.end(self.target.pid, child);
+        Some(outcome.ok_or(CaptureError::Lost(self.target.pid)))
+    }
+
+    /// Makes sure that the child which keeps the target's memory, where there is one, is still there: without
+    /// it, whatever else goes wrong is its consequence.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_child(&self) -> Result<(), CaptureError> {
+        let Some((_, child)) = &self.child else {
+            return Ok(());
+        };
+        match procfs::Status::read(child.pid, child.pid) {
+            Ok(status) if !matches!(status.state, 'Z' | 'X') => Ok(()),
+            _ => Err(CaptureError::Lost(self.target.pid)),
+        }
+    }
+
     /// Lets the target go on, ends the child that keeps its memory, and enters into `snapshot` for how long it
     /// stood still.
     ///
@@ -220,11 +242,8 @@ impl Stopped {
     /// The child was not there any more: what was read of it may be wrong.
     pub fn release(mut self, snapshot: &mut Snapshot) -> Result<(), CaptureError> {
         self.resume();
-        let outcome = match self.guardian.take() {
-            Some(guardian) => Some(guardian.end().ok_or(CaptureError::Lost(self.target.pid))?),
-            None => None,
-        };
-        if let Some(outcome) = outcome {
+        if let Some(outcome) = self.end_child() {
+            let outcome = outcome?;
             self.target.pauses.borrow_mut().extend(outcome.pause);
             snapshot.warnings.extend(outcome.warning());
             if !outcome.was_whole {
@@ -239,6 +258,7 @@ impl Stopped {
 impl Drop for Stopped {
     fn drop(&mut self) {
         self.resume();
+        self.end_child();
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::protocol::{Failure, Outcome, Reply, Request, receive, send};
+use super::protocol::{Failure, NewProcess, Outcome, Reply, Request, receive, send};
 use super::refusal::ForkRefusal;
 use crate::platform::linux::registers;
 use crate::snapshot::Thread;
@@ -98,20 +98,25 @@ impl Guardian {
         &self,
         instruction: u64,
         lifetime: Duration,
-    ) -> Result<u32, ForkRefusal> {
+    ) -> Result<NewProcess, ForkRefusal> {
         let request = Request::Clone {
             instruction,
             lifetime,
         };
         match self.ask(&request)? {
-            Reply::Child(pid) => Ok(pid),
+            Reply::Child(child) => Ok(child),
             _ => Err(unexpected()),
         }
     }
 
-    /// Ends the child. `None` where the guardian itself has ended: then the child has, too.
-    pub(in crate::platform::linux) fn end(&self) -> Option<Outcome> {
-        match self.ask(&Request::End) {
+    /// Ends the `child` of process `pid`. Where the guardian itself has ended, and the child with it, another one
+    /// makes the process forget it. `None` where that is impossible, too.
+    pub(in crate::platform::linux) fn end(&self, pid: u32, child: NewProcess) -> Option<Outcome> {
+        let reply = self.ask(&Request::End).or_else(|_| {
+            let another = Self::start()?;
+            another.ask(&Request::Forget { pid, child })
+        });
+        match reply {
             Ok(Reply::Ended(outcome)) => Some(outcome),
             _ => None,
         }

@@ -19,8 +19,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 
 use super::alarm::Alarm;
-use super::injection::{self, NewProcess};
-use super::protocol::{Failure, Outcome, Reply, Request, receive, send};
+use super::injection;
+use super::protocol::{Failure, NewProcess, Outcome, Reply, Request, receive, send};
 use super::reap;
 use super::requests::{self, Stop};
 use super::vdso;
@@ -121,6 +121,9 @@ impl Guardian {
                 Ok(Reply::Done)
             }
             Request::End => Ok(Reply::Ended(self.end())),
+            Request::Forget { pid, child } => {
+                Ok(Reply::Ended(self.forget((pid, pid), child.inner_pid)))
+            }
         };
         answer.unwrap_or_else(Reply::Failed)
     }
@@ -180,7 +183,7 @@ impl Guardian {
             parent: (held.pid, held.tid),
             until: Instant::now() + lifetime,
         });
-        Ok(Reply::Child(process.pid))
+        Ok(Reply::Child(process))
     }
 
     /// Lets the thread go on, if there is one.
@@ -228,9 +231,16 @@ impl Guardian {
         let pid = child.process.pid;
         let was_whole = !matches!(requests::wait(pid, false), Ok(Some(Stop::Ended)));
         kill(pid);
-        let (pause, is_left) = reap::reap(child.parent, child.process.inner_pid, &mut self.alarm);
         Outcome {
             was_whole,
+            ..self.forget(child.parent, child.process.inner_pid)
+        }
+    }
+
+    fn forget(&mut self, parent: (u32, u32), inner_pid: u32) -> Outcome {
+        let (pause, is_left) = reap::reap(parent, inner_pid, &mut self.alarm);
+        Outcome {
+            was_whole: false,
             pause,
             is_left,
         }

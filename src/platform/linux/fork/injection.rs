@@ -11,7 +11,7 @@ use std::io;
 
 use nix::libc;
 
-use super::protocol::Failure;
+use super::protocol::{Failure, NewProcess};
 use super::requests::{self, Stop};
 use crate::memory::Width;
 use crate::platform::linux::priority::Served;
@@ -57,15 +57,6 @@ struct Made {
     result: i64,
     /// The process that it started, as the tracer knows it.
     child: Option<u32>,
-}
-
-/// A process that a thread of the target started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NewProcess {
-    /// Its id for the tracer.
-    pub(super) pid: u32,
-    /// Its id for the target.
-    pub(super) inner_pid: u32,
 }
 
 /// Says whether the thread with these registers sits in a system call that the kernel is going to

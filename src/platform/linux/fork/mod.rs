@@ -29,6 +29,7 @@ pub(super) use checks::{Facts, check, check_standstill, place};
 pub(super) use client::{Guarded, Guardian};
 pub use guardian::guardian;
 pub(super) use memory::{ForkedMemory, Parts};
+pub(super) use protocol::{NewProcess, Outcome};
 
 pub use refusal::ForkRefusal;
 pub(super) use vdso::system_call_instruction;

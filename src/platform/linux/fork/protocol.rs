@@ -30,6 +30,8 @@ pub(super) enum Request {
     Release,
     /// End the child, and make the process forget it.
     End,
+    /// Make process `pid` forget a child that has ended with another guardian.
+    Forget { pid: u32, child: NewProcess },
 }
 
 /// What the guardian answers to each request.
@@ -41,10 +43,18 @@ pub(super) enum Reply {
         general: Vec<u8>,
         vector: Vec<u8>,
     },
-    /// The process id of the child.
-    Child(u32),
+    Child(NewProcess),
     Ended(Outcome),
     Failed(Failure),
+}
+
+/// A process that a thread of the target started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::platform::linux) struct NewProcess {
+    /// Its id for rleaks and the guardian.
+    pub(in crate::platform::linux) pid: u32,
+    /// Its id for the target.
+    pub(in crate::platform::linux) inner_pid: u32,
 }
 
 /// What has become of the child.
