@@ -128,9 +128,21 @@ pub(in crate::platform::linux) fn place(pid: u32, turn: u32) -> Result<u32, Fork
             return Err(ForkRefusal::Namespace(kind));
         }
     }
+    if let Some(tid) = threads.iter().find(|tid| waits::is_in_vfork(pid, **tid)) {
+        return Err(ForkRefusal::Asleep(*tid));
+    }
+    if let Some(tid) = threads
+        .iter()
+        .find(|tid| waits::waits_for_any_child(pid, **tid))
+    {
+        return Err(ForkRefusal::Waits(*tid));
+    }
+    let is_held = |tid: &u32| procfs::Status::read(pid, *tid).is_ok_and(|s| s.state == 'T');
+    if threads.iter().all(is_held) {
+        return Err(ForkRefusal::JobControl);
+    }
     let is_place = |tid: &u32| {
-        let call = SystemCall::of_thread(pid, *tid);
-        call.is_some_and(|call| !waits::is_waiting_for_any_child(&call))
+        waits::is_place(pid, *tid)
             && ["pid", "time"]
                 .iter()
                 .all(|kind| is_own_namespace(*tid, kind))

@@ -13,7 +13,7 @@ use super::injection;
 use super::protocol::Failure;
 use super::requests::{self, Stop};
 use super::vdso;
-use super::waits::{self, SystemCall};
+use super::waits;
 use crate::platform::linux::{procfs, ptrace, registers::General};
 
 /// How long a thread may take to stop.
@@ -74,7 +74,7 @@ impl Parent {
             let may_be_main = threads.len() == 1 || start.elapsed() > LONGEST_SEARCH / 2;
             threads.retain(|tid| *tid != self.pid || may_be_main);
             threads.retain(|tid| !self.late.contains(tid));
-            threads.retain(|tid| !is_choosy || is_place(self.pid, *tid));
+            threads.retain(|tid| !is_choosy || waits::is_place(self.pid, *tid));
             if threads
                 .into_iter()
                 .any(|tid| self.is_done_through(tid, is_choosy))
@@ -98,11 +98,6 @@ impl Parent {
         }
         result.is_ok()
     }
-}
-
-/// Says whether thread `tid`, which runs, sleeps in a system call.
-fn is_place(pid: u32, tid: u32) -> bool {
-    SystemCall::of_thread(pid, tid).is_some_and(|call| !waits::is_waiting_for_any_child(&call))
 }
 
 fn through(tid: u32, inner_pid: u32, is_choosy: bool) -> Result<bool, Failure> {

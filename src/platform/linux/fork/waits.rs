@@ -5,8 +5,12 @@ use std::os::unix::fs::FileExt;
 
 use nix::libc;
 
+use crate::platform::linux::procfs;
 use crate::snapshot::Thread;
 
+const CLONE: u64 = 56;
+const VFORK: u64 = 58;
+const CLONE3: u64 = 435;
 const WAIT4: u64 = 61;
 const WAITID: u64 = 247;
 /// Where `struct user_regs_struct` has the third and the fourth argument.
@@ -48,6 +52,26 @@ impl SystemCall {
             fourth: *thread.general.get(FOURTH)?,
         })
     }
+}
+
+/// Says whether thread `tid`, which runs, sleeps in a system call that can be interrupted, and in which it
+/// does not wait for children of any kind.
+pub(super) fn is_place(pid: u32, tid: u32) -> bool {
+    let is_asleep = procfs::Status::read(pid, tid).is_ok_and(|status| status.state == 'S');
+    let call = SystemCall::of_thread(pid, tid).filter(|_| is_asleep);
+    call.is_some_and(|call| !is_waiting_for_any_child(&call))
+}
+
+/// Says whether thread `tid`, which runs, waits for children of any kind.
+pub(super) fn waits_for_any_child(pid: u32, tid: u32) -> bool {
+    SystemCall::of_thread(pid, tid).is_some_and(|call| is_waiting_for_any_child(&call))
+}
+
+/// Says whether thread `tid` waits for a child that runs in its place (vfork): it cannot be stopped.
+pub(super) fn is_in_vfork(pid: u32, tid: u32) -> bool {
+    let is_deep = procfs::Status::read(pid, tid).is_ok_and(|status| status.state == 'D');
+    let call = SystemCall::of_thread(pid, tid).filter(|_| is_deep);
+    call.is_some_and(|call| [CLONE, VFORK, CLONE3].contains(&call.number))
 }
 
 /// Says whether that is a wait for children of any kind: it would take notice of the child that rleaks makes,
