@@ -121,15 +121,23 @@ impl Suspended {
         let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
         suspended.let_go = Some(Box::new(move || {
             let letting_go = Instant::now();
+            // The main thread goes on first, and others last: while it is traced and another thread runs, signals
+            // that the process ignores would wake that one.
+            let is_main = |guarded: &&Guarded| guarded.tid == pid;
+            guarded
+                .as_ref()
+                .filter(is_main)
+                .inspect(|guarded| guarded.release());
             drop(release);
             // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
             let pause = tracer.join().map_or(Duration::ZERO, wait_for_its_end);
-            // Last, when the main thread is not traced any more: of the guarded one this makes no difference to
-            // signals.
-            guarded.map_or(pause, |guarded| {
+            let Some(guarded) = guarded else {
+                return pause;
+            };
+            if !is_main(&&guarded) {
                 guarded.release();
-                pause.saturating_add(letting_go.elapsed())
-            })
+            }
+            pause.saturating_add(letting_go.elapsed())
         }));
         match standstill.recv() {
             Ok(standstill) => Ok((suspended, standstill?)),

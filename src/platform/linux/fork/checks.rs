@@ -118,7 +118,7 @@ pub(in crate::platform::linux) fn check_standstill(threads: &[Thread]) -> Result
 /// The thread of process `pid`, which runs, that is to make the child: one that sleeps in a system call. Which
 /// of several is `turn`'s choice.
 ///
-/// It is not the main thread, where there are others: signals that the process ignores are dropped unless the main
+/// It is the main thread only where no other one does: signals that the process ignores are dropped unless the main
 /// thread is traced (`tracer.rs` says what happens else), and this one is traced for longer than the others.
 pub(in crate::platform::linux) fn place(pid: u32, turn: u32) -> Result<u32, ForkRefusal> {
     let threads = procfs::threads(pid).map_err(|error| ForkRefusal::Guardian(error.to_string()))?;
@@ -147,9 +147,11 @@ pub(in crate::platform::linux) fn place(pid: u32, turn: u32) -> Result<u32, Fork
                 .iter()
                 .all(|kind| is_own_namespace(*tid, kind))
     };
-    let may_be_main = threads.len() == 1;
-    let candidates = threads.into_iter().filter(|tid| *tid != pid || may_be_main);
-    let places: Vec<u32> = candidates.filter(is_place).collect();
+    let (main, others): (Vec<u32>, Vec<u32>) = threads.into_iter().partition(|tid| *tid == pid);
+    let mut places: Vec<u32> = others.into_iter().filter(is_place).collect();
+    if places.is_empty() {
+        places.extend(main.into_iter().filter(is_place));
+    }
     let turn = usize::try_from(turn).unwrap_or(0);
     let place = places.get(turn % places.len().max(1)).copied();
     place.ok_or(ForkRefusal::NoSystemCall)
