@@ -1,5 +1,7 @@
 //! The target's memory, and words and structs read through it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::addr::{Addr, AddrRange};
 
 /// The target's memory, wherever it is kept: a copy, a suspended process, a core file, a test's
@@ -17,6 +19,13 @@ pub trait Memory: Sync {
     /// Pages that the target never touched are left out, so that a scan costs what the target
     /// uses, not what it reserved.
     fn resident(&self, range: AddrRange) -> Vec<AddrRange> {
+        vec![range]
+    }
+
+    /// The parts of `range` that can be read, in ascending order: those that read as zeros too.
+    ///
+    /// A memory that does not know it before it has tried says all.
+    fn readable(&self, range: AddrRange) -> Vec<AddrRange> {
         vec![range]
     }
 
@@ -44,7 +53,8 @@ pub trait Memory: Sync {
 }
 
 /// The size of the target's pointers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Width {
     /// 32 bits: i386.
     Four,
