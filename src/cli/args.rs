@@ -41,6 +41,21 @@ rleaks [OPTIONS] <TARGET|--name <NAME>>
 /// What names a process that runs already, instead of a command to run.
 const RUNNING: [&str; 5] = ["target", "name", "newest", "oldest", "all"];
 
+/// What says how to look for leaks, or what to show of them.
+const OF_REPORTS: [&str; 11] = [
+    "json",
+    "list",
+    "group_by_type",
+    "limit",
+    "no_stacks",
+    "no_sources",
+    "exclude",
+    "no_roots",
+    "unaligned",
+    "leak_status",
+    "follow_children",
+];
+
 /// Find leaked heap memory in a running process, without restarting or rebuilding it.
 ///
 /// The process is stopped for a moment, its memory is copied, and it goes on; nothing runs in it
@@ -122,6 +137,8 @@ pub(crate) struct LeaksArgs {
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
 }
 
 /// Scanning a program when it ends.
@@ -350,6 +367,24 @@ pub(crate) struct OutputArgs {
     /// When to use colours.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
+}
+
+/// Saving a snapshot instead of a report.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Save")]
+pub(crate) struct SaveArgs {
+    /// Save a snapshot in FILE, to be scanned later with `rleaks FILE`, instead of a report.
+    ///
+    /// It is a core file, which debuggers open too. Where FILE is a directory, the file in it is
+    /// named after the process. A file of that name is replaced when the new one is whole; only its
+    /// owner can read it. The exit status is 0 if it was saved.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    #[arg(conflicts_with_all = OF_REPORTS)]
+    pub(crate) output_graph: Option<PathBuf>,
+    /// Compress the file, so that it can still be read from any place; `zstd -d` makes a plain core file of
+    /// it.
+    #[arg(long, requires = "output_graph")]
+    pub(crate) compress: bool,
 }
 
 /// A class of roots, as it is typed.

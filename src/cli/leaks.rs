@@ -10,17 +10,19 @@ use rayon::prelude::*;
 
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
-use super::capture::{Captured, capture};
+use super::capture::{Captured, Purpose, capture};
 use super::error;
 use super::phases::Phases;
 use super::stacks;
 use super::target;
+use super::{save, saved};
 use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
+use crate::snapshot::saved::Damage;
 use crate::snapshot::{Method, Snapshot};
 use crate::stacklog::StackLog;
 use crate::symbolize::{Describer, Description, Symbolizer};
@@ -32,6 +34,13 @@ const DESCRIBED_BYTES: u64 = 4096;
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
 /// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    if let Some(path) = &args.save.output_graph {
+        return save::save(args, path);
+    }
+    if let Some(path) = target::file(&args.target) {
+        return scan_file(path, args)
+            .with_context(|| format!("cannot scan {}", error::printable(path)));
+    }
     let processes = target::find(&args.target)?;
     if let (Some(path), true) = (json_file(args), args.target.is_all()) {
         // Emptied before the first of several reports.
@@ -50,11 +59,30 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
+/// Scans a file and prints its report.
+fn scan_file(path: &str, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    let mut damage = Damage::default();
+    let report = scan(args, || {
+        let (captured, files, found) = saved::read(Path::new(path))?;
+        damage = found;
+        Ok((captured, files))
+    })?;
+    if let Some(error) = damage.error() {
+        return Err(error.clone().into());
+    }
+    print(&report, args, false)?;
+    Ok(if report.has_leaks() {
+        ExitStatus::Leaks
+    } else {
+        ExitStatus::Done
+    })
+}
+
 /// Scans the process `pid` and prints its report.
 pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let method = args.scan.snapshot.into();
     let report = scan(args, || {
-        let captured = capture(&Target::new(pid), method)?;
+        let captured = capture(&Target::new(pid), method, Purpose::Scan)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
     })?;

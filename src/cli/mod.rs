@@ -14,6 +14,8 @@ mod panic;
 mod phases;
 mod preload;
 mod record;
+mod save;
+mod saved;
 mod schema;
 mod stacks;
 mod target;

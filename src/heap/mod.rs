@@ -15,7 +15,7 @@ mod recorded;
 mod stand_in;
 
 pub use block::{Block, Heap, Zone};
-pub use embedded::embedded_allocator;
+pub use embedded::{embedded_allocator, embedded_named};
 pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log, waits_for_a_lock};
 pub use recorded::{Examples, Recorded};
 

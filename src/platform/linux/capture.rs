@@ -112,7 +112,7 @@ impl Stopped {
         self.resume();
         snapshot.memory = Box::new(memory);
         snapshot.warnings.extend(unreadable(&holes));
-        self.target.account(&mut snapshot);
+        self.target.account(&mut snapshot.capture);
         Ok((snapshot, None))
     }
 
@@ -164,9 +164,14 @@ impl Stopped {
     }
 
     /// Lets the target go on, and enters into `snapshot` for how long it stood still.
-    pub fn release(mut self, snapshot: &mut Snapshot) {
+    pub fn release(self, snapshot: &mut Snapshot) {
+        self.account(&mut snapshot.capture);
+    }
+
+    /// The same, where the snapshot is still being read.
+    pub fn account(mut self, capture: &mut Capture) {
         self.resume();
-        self.target.account(snapshot);
+        self.target.account(capture);
     }
 }
 
@@ -177,9 +182,8 @@ impl Drop for Stopped {
 }
 
 impl Target {
-    fn account(&self, snapshot: &mut Snapshot) {
+    fn account(&self, capture: &mut Capture) {
         let pauses = self.pauses.borrow();
-        let capture = &mut snapshot.capture;
         capture.stops = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         capture.pause = pauses.iter().sum();
         capture.longest_pause = pauses.iter().max().copied().unwrap_or_default();

@@ -276,7 +276,7 @@ fn table(
     let entries = (8..).step_by(if has_checksums { 12 } else { 8 });
     for (_, entry) in (0..count).zip(entries) {
         let (compressed, plain) = (number(entry), number(entry.saturating_add(4)));
-        if u64::from(plain) > LARGEST_FRAME {
+        if u64::from(plain) > LARGEST_FRAME || u64::from(compressed) > 2 * LARGEST_FRAME {
             return Err(wrong("a frame is larger than 64 MiB"));
         }
         frames.push(Frame {

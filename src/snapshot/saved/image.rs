@@ -1,10 +1,12 @@
 //! The bytes of a core file of a snapshot, before they are anywhere.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::elf_notes::{self, Bytes};
 use super::layout::{Holds, Layout, loads};
 use super::note::{BEGINNING, Beginning, END, End, HeapFacts, NOTE_OWNER};
+use super::write::NewBytes;
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::Memory;
 use crate::snapshot::core::FileBytes;
@@ -73,6 +75,14 @@ impl<'a> CoreImage<'a> {
         let mut note = Bytes::default();
         elf_notes::note(&mut note, NOTE_OWNER, END, &content);
         note.0
+    }
+
+    /// Writes `tail`, the last note, where it belongs in a plain file.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write_tail(&self, tail: &[u8], out: &dyn NewBytes) -> io::Result<()> {
+        out.write_at(self.layout.tail, tail)
     }
 
     /// Fills `buf` with what is at `offset` of the file's memory; returns how much of it that is.

@@ -44,7 +44,7 @@ pub trait NewBytes: Sync {
     fn set_size(&self, size: u64) -> io::Result<()>;
 }
 
-/// Writes `image` and `tail` behind it. Pages of zeros become holes. `is_over` is asked for every
+/// Writes `image`. Pages of zeros become holes. `is_over` is asked for every
 /// piece, from any thread.
 ///
 /// # Errors
