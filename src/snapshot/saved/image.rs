@@ -44,11 +44,13 @@ impl<'a> CoreImage<'a> {
         let whole = snapshot.regions.iter().map(|region| region.range);
         let readable: RangeSet = whole.flat_map(|range| memory.readable(range)).collect();
         // What the snapshot has comes from there.
+        let resident = readable.ranges().iter();
+        let resident: RangeSet = resident.flat_map(|range| memory.resident(*range)).collect();
         let mapped: RangeSet = snapshot.regions.iter().map(|region| region.range).collect();
         let image_ranges: RangeSet = image_ranges
             .iter()
             .flat_map(|range| mapped.within(*range).collect::<Vec<_>>())
-            .flat_map(|range| readable.gaps(range))
+            .flat_map(|range| resident.gaps(range))
             .collect();
         let loads = loads(&snapshot.regions, memory, image_ranges.ranges());
         let mut beginning = Beginning::new(snapshot, heap, warnings);

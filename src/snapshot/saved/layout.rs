@@ -1,7 +1,7 @@
 //! The headers of a core file: what lies where in it.
 
 use super::elf_notes::Bytes;
-use crate::addr::{Addr, AddrRange};
+use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::{Memory, Width};
 use crate::snapshot::Region;
 
@@ -46,15 +46,15 @@ impl Load {
     }
 }
 
-/// Cuts `regions` into segments. `images` are parts of modules, page by page, that are not in `memory`.
+/// Cuts `regions` into segments. `images` are parts of modules, page by page, of which
+/// `memory` has nothing but zeros.
 pub(super) fn loads(regions: &[Region], memory: &dyn Memory, images: &[AddrRange]) -> Vec<Load> {
     let mut loads = Vec::new();
     let mut next_image = images.iter().copied().peekable();
     for region in regions {
-        let mut parts: Vec<(AddrRange, Holds)> = memory
-            .readable(region.range)
-            .into_iter()
-            .flat_map(|part| without_large_holes(&memory.resident(part)))
+        let readable = memory.readable(region.range).into_iter();
+        let mut parts: Vec<(AddrRange, Holds)> = readable
+            .flat_map(|part| memory.resident(part))
             .map(|part| (part, Holds::Memory))
             .collect();
         while next_image
@@ -65,20 +65,30 @@ pub(super) fn loads(regions: &[Region], memory: &dyn Memory, images: &[AddrRange
             parts.push((image.intersection(&region.range), Holds::Image));
         }
         parts.sort_unstable_by_key(|(part, _)| part.start);
+        let readable: RangeSet = memory.readable(region.range).into_iter().collect();
+        let parts = without_small_holes(&parts, &readable);
         tile(region, &parts, &mut loads);
     }
     loads
 }
 
-/// Joins parts between which there is little.
-fn without_large_holes(parts: &[AddrRange]) -> Vec<AddrRange> {
-    let mut joined: Vec<AddrRange> = Vec::new();
-    for part in parts {
+/// Joins parts of memory between which there is little, all of it `readable` as zeros.
+fn without_small_holes(
+    parts: &[(AddrRange, Holds)],
+    readable: &RangeSet,
+) -> Vec<(AddrRange, Holds)> {
+    let mut joined: Vec<(AddrRange, Holds)> = Vec::new();
+    for (part, holds) in parts {
+        let hole = |last: &AddrRange| AddrRange::new(last.end, part.start);
+        let is_filled = |last: &AddrRange| {
+            let within = readable.containing(last.start);
+            hole(last).size() < LARGEST_HOLE && within.is_some_and(|range| range.covers(part))
+        };
         match joined.last_mut() {
-            Some(last) if AddrRange::new(last.end, part.start).size() < LARGEST_HOLE => {
+            Some((last, Holds::Memory)) if *holds == Holds::Memory && is_filled(last) => {
                 last.end = part.end;
             }
-            _ => joined.push(*part),
+            _ => joined.push((*part, *holds)),
         }
     }
     joined

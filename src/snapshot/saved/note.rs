@@ -16,10 +16,11 @@ use crate::warning::{Bias, Warning};
 
 /// The owner of the notes.
 pub const NOTE_OWNER: &str = "RLEAKS";
-/// The type of the note that comes first.
-pub(super) const BEGINNING: u32 = 1;
+/// The type of the note that comes first. Some debuggers look at the type alone: it is none of the
+/// usual ones.
+pub(super) const BEGINNING: u32 = 0x524c_0001;
 /// The type of the note that comes last.
-pub(super) const END: u32 = 2;
+pub(super) const END: u32 = 0x524c_0002;
 /// The version of the format. Fields may be added without raising it.
 pub(super) const FORMAT: u32 = 1;
 
