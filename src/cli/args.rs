@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use crate::platform::Choice;
 use crate::scan::RootKind;
+use crate::snapshot::ContentLevel;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -343,6 +344,10 @@ pub(crate) struct OutputArgs {
     #[arg(long, value_name = "N", conflicts_with = "json")]
     pub(crate) limit: Option<usize>,
     /// Leave out what the leaked blocks contain.
+    ///
+    /// With --output-graph, save what finds the leaks, and nothing else of what memory holds: the
+    /// words that are references, and what allocators keep of their blocks. The command line and
+    /// the environment are left out. Such a file gives the same leaks.
     #[arg(long)]
     pub(crate) no_content: bool,
     /// Leave out the call stacks that allocated the leaks.
@@ -385,6 +390,23 @@ pub(crate) struct SaveArgs {
     /// it.
     #[arg(long, requires = "output_graph")]
     pub(crate) compress: bool,
+    /// Save all that memory holds. That is what is done without any of the three.
+    #[arg(long, requires = "output_graph", conflicts_with_all = ["readonly_content", "no_content"])]
+    pub(crate) full_content: bool,
+    /// Save what finds the leaks, and what read-only memory of files holds.
+    #[arg(long, requires = "output_graph", conflicts_with = "no_content")]
+    pub(crate) readonly_content: bool,
+}
+
+impl LeaksArgs {
+    /// How much of what memory holds is to be saved.
+    pub(crate) fn content_level(&self) -> ContentLevel {
+        match (self.output.no_content, self.save.readonly_content) {
+            (true, _) => ContentLevel::None,
+            (_, true) => ContentLevel::Readonly,
+            _ => ContentLevel::Full,
+        }
+    }
 }
 
 /// A class of roots, as it is typed.

@@ -286,15 +286,27 @@ pub(super) fn of_saved(saved: Saved) -> anyhow::Result<Captured> {
     let Saved {
         snapshot,
         images,
+        parts,
         heap: facts,
     } = saved;
     let embedded = facts.embedded.as_deref().and_then(heap::embedded_named);
+    let reads = Reads::new(&images);
+    let exporters = heap::exporters(&reads, &snapshot.modules);
+    let read = reads.ranges();
     let found = Found {
-        exporters: heap::exporters(&images, &snapshot.modules),
+        exporters,
         embedded,
         inside_malloc: Some(facts.inside_malloc),
     };
-    found.walk(snapshot)?.context("a saved heap is taken as it is")
+    let captured = found.walk(snapshot)?;
+    let captured = captured.context("a saved heap is taken as it is")?;
+    Ok(Captured {
+        parts: ModuleParts {
+            pages: Excerpt::copy(&images, parts.into_iter()),
+            read,
+        },
+        ..captured
+    })
 }
 
 /// The malloc stack log of `snapshot`. A log that cannot be used is a warning.

@@ -14,6 +14,7 @@ mod panic;
 mod phases;
 mod preload;
 mod record;
+mod reduction;
 mod save;
 mod saved;
 mod schema;

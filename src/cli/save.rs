@@ -11,12 +11,15 @@ use super::ExitStatus;
 use super::args::{LeaksArgs, SaveArgs};
 use super::capture::{Captured, Purpose, capture};
 use super::error::{self, printable};
+use super::reduction::Reduction;
 use super::target;
+use crate::memory::Memory;
 use crate::platform::{NewFile, ProcessInfo, Target, Written, interrupt_flag};
 use crate::report::rfc3339;
 use crate::report::text::Size;
+use crate::scan::BlockIndex;
 use crate::snapshot::saved::{Compressed, CoreImage, WriteError, write_plain};
-use crate::snapshot::{Capture, Snapshot};
+use crate::snapshot::{Capture, ContentLevel, Snapshot};
 
 /// Saves a snapshot of each target. One that cannot be saved does not keep the others from it.
 pub(crate) fn save(args: &LeaksArgs, path: &Path) -> anyhow::Result<ExitStatus> {
@@ -48,7 +51,7 @@ fn save_process(
     let place = Place::new(path, name, &args.save)?;
     let method = args.scan.snapshot.into();
     let captured = capture(&Target::new(process.pid), method, Purpose::Save)?;
-    let said = write(captured, place, &args.save)?;
+    let said = write(captured, place, (args.save.compress, args.content_level()))?;
     if !args.output.quiet {
         say(&said);
     }
@@ -95,20 +98,36 @@ fn file_name(name: &str, pid: u32, now: SystemTime, compress: bool) -> String {
 pub(super) fn write(
     mut captured: Captured,
     place: Place,
-    args: &SaveArgs,
+    (compress, level): (bool, ContentLevel),
 ) -> anyhow::Result<String> {
     let stopped = captured.stopped.take();
+    let reduction = match level {
+        ContentLevel::Full => None,
+        level => Some(Reduction::new(&captured, level)?),
+    };
+    if let Some(reduction) = &reduction {
+        reduction.reduce(&mut captured)?;
+    }
+    let index = BlockIndex::new(&captured.heap.blocks)?;
+    let whole = &*captured.snapshot.memory;
+    let reduced = reduction
+        .as_ref()
+        .map(|reduction| reduction.memory(whole, captured.snapshot.width, &index));
+    let memory: &dyn Memory = match &reduced {
+        Some(reduced) => reduced,
+        None => whole,
+    };
     let ranges: Vec<_> = captured.parts.pages.ranges().collect();
     let image = CoreImage::new(
         &captured.snapshot,
-        &*captured.snapshot.memory,
+        memory,
         (&captured.parts.pages, &ranges),
         (captured.facts.clone(), captured.capture_warnings),
     );
     let image = image.context(
         "the target has more memory than a 32-bit core file can hold, which ends at 4 GiB",
     )?;
-    let mut out = Output::new(&place.file, args.compress);
+    let mut out = Output::new(&place.file, compress);
     let written = out.memory(&image);
     let mut capture = captured.snapshot.capture.clone();
     if let Some(stopped) = stopped {
@@ -120,6 +139,9 @@ pub(super) fn write(
         WriteError::Interrupted => anyhow!(error),
     })?;
     let Place { path, file } = place;
+    if let Some(reduction) = &reduction {
+        reduction.check(&captured, file.temporary())?;
+    }
     let written = file.finish().map_err(|error| explained(error, &path))?;
     Ok(summary(&captured.snapshot, &path, &written))
 }

@@ -56,6 +56,8 @@ pub struct Saved {
     pub snapshot: Snapshot,
     /// The snapshot's memory, and what of the modules' files the search for allocators needs.
     pub images: SavedMemory,
+    /// Which memory it has beside the snapshot's.
+    pub parts: Vec<AddrRange>,
     /// What else the walk of the heap needs.
     pub heap: HeapFacts,
 }
@@ -91,6 +93,7 @@ pub fn open(
     let own = stored.iter().filter(|part| !images.contains(part.range.start));
     let memory = SavedMemory::new(file, own, readable.clone());
     let all = readable.ranges().iter().chain(images.ranges()).copied();
+    let parts = images.ranges().to_vec();
     let images = SavedMemory::new(file, stored.iter(), all.collect());
     let mut snapshot = Snapshot {
         source: Source::Snapshot,
@@ -116,6 +119,7 @@ pub fn open(
     end.enter(&mut snapshot);
     Ok(Saved {
         snapshot,
+        parts,
         images,
         heap: beginning.heap,
     })
