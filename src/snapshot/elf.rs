@@ -63,7 +63,7 @@ fn separate(modules: &mut [Module]) {
 }
 
 fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Module> {
-    let (width, headers) = program_headers(memory, first)?;
+    let (width, headers) = program_headers(memory, first.range.start)?;
     let loads = || headers.iter().filter(|header| header.kind == PT_LOAD);
     let link_base = loads().map(|header| header.addr & !0xfff).min()?;
     let bias = first.range.start.0.wrapping_sub(link_base);
@@ -105,6 +105,19 @@ fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Mod
     })
 }
 
+/// The GNU build id of the image whose first byte is at `base`. `None` also where its notes cannot be read.
+pub(super) fn build_id(memory: &dyn Memory, base: Addr) -> Option<Vec<u8>> {
+    let (_, headers) = program_headers(memory, base)?;
+    let loads = headers.iter().filter(|header| header.kind == PT_LOAD);
+    let link_base = loads.map(|header| header.addr & !0xfff).min()?;
+    let bias = base.0.wrapping_sub(link_base);
+    let notes = headers.iter().filter(|header| header.kind == PT_NOTE);
+    let mut places = notes.map(|header| {
+        AddrRange::with_size(Addr(bias.wrapping_add(header.addr)), header.memory_size)
+    });
+    places.find_map(|range| note(memory, range, GNU_BUILD_ID))
+}
+
 /// Where the headers of a class have what.
 struct Offsets {
     /// `e_phoff`, `e_phentsize` and `e_phnum`, and the size of a program header.
@@ -144,9 +157,9 @@ impl Offsets {
 }
 
 /// The class and the program headers of a little-endian executable or shared object.
-fn program_headers(memory: &dyn Memory, first: &Region) -> Option<(Width, Vec<ProgramHeader>)> {
+fn program_headers(memory: &dyn Memory, base: Addr) -> Option<(Width, Vec<ProgramHeader>)> {
     let mut header = [0; HEADER_SIZE];
-    if memory.read(first.range.start, &mut header) < HEADER_SIZE {
+    if memory.read(base, &mut header) < HEADER_SIZE {
         return None;
     }
     let width = match *header.first_chunk()? {
@@ -163,7 +176,7 @@ fn program_headers(memory: &dyn Memory, first: &Region) -> Option<(Width, Vec<Pr
         return None;
     }
     let table = width.word(header.get(offsets.table..)?)?;
-    let table = first.range.start.checked_add(table)?;
+    let table = base.checked_add(table)?;
     let mut bytes = vec![0; count.checked_mul(entry_size)?];
     if memory.read(table, &mut bytes) < bytes.len() {
         return None;
