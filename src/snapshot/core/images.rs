@@ -11,6 +11,9 @@ use crate::snapshot::{Region, elf};
 /// What is compared where an image has no build id.
 const FIRST_PAGE: usize = 4096;
 
+/// The first four bytes of an ELF file.
+const ELF_MAGIC: u32 = u32::from_le_bytes(*b"\x7fELF");
+
 /// Finds files that a target had mapped.
 pub trait ImageFiles {
     /// The file that the target knew as `path`, if there is one here. `is_program` says that it is the
@@ -101,9 +104,18 @@ impl Images {
                 lack,
             });
         };
+        let is_elf = |start: &dyn Memory, at| start.word32(at) == Some(ELF_MAGIC);
+        let is_image = is_elf(memory, base);
         let Some(file) = open(path) else {
-            return lacks(Lack::Missing);
+            // Of other files nothing is saved: nothing is missed.
+            if is_image || mapped.iter().any(|region| saved.within(region.range).next().is_some()) {
+                lacks(Lack::Missing);
+            }
+            return;
         };
+        if !is_image && !is_elf(&AsMemory(&*file), Addr(0)) {
+            return;
+        }
         match compare(memory, base, &*file) {
             None => lacks(Lack::Unverified),
             Some(true) => {}
