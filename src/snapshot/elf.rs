@@ -28,7 +28,9 @@ const MAX_NOTES: u64 = 4096;
 struct ProgramHeader {
     kind: u32,
     flags: u32,
+    offset: u64,
     addr: u64,
+    file_size: u64,
     memory_size: u64,
 }
 
@@ -118,6 +120,46 @@ pub(super) fn build_id(memory: &dyn Memory, base: Addr) -> Option<Vec<u8>> {
     places.find_map(|range| note(memory, range, GNU_BUILD_ID))
 }
 
+/// A part of a file that is to be loaded.
+pub(super) struct Load {
+    /// Where it begins in the file.
+    pub(super) offset: u64,
+    /// Where it is to be loaded, before relocation.
+    pub(super) addr: u64,
+    /// Its bytes in the file.
+    pub(super) file_size: u64,
+}
+
+/// The parts of `file`, whose bytes lie in the order of the file from address 0 on.
+pub(super) fn loads(file: &dyn Memory) -> Option<Vec<Load>> {
+    let (_, headers) = program_headers(file, Addr(0))?;
+    let loads = headers.iter().filter(|header| header.kind == PT_LOAD);
+    let loads = loads.map(|header| Load {
+        offset: header.offset,
+        addr: header.addr,
+        file_size: header.file_size,
+    });
+    Some(loads.collect())
+}
+
+/// The entry point of `file`, before relocation.
+pub(super) fn entry(file: &dyn Memory) -> Option<u64> {
+    let (width, _) = program_headers(file, Addr(0))?;
+    file.pointer(Addr(24), width)
+}
+
+/// Where the dynamic section of the image lies whose first byte is at `base`.
+pub(super) fn dynamic(memory: &dyn Memory, base: Addr) -> Option<AddrRange> {
+    let (_, headers) = program_headers(memory, base)?;
+    let loads = headers.iter().filter(|header| header.kind == PT_LOAD);
+    let bias = base
+        .0
+        .wrapping_sub(loads.map(|header| header.addr & !0xfff).min()?);
+    let dynamic = headers.iter().find(|header| header.kind == PT_DYNAMIC)?;
+    let start = Addr(bias.wrapping_add(dynamic.addr));
+    Some(AddrRange::with_size(start, dynamic.memory_size))
+}
+
 /// Where the headers of a class have what.
 struct Offsets {
     /// `e_phoff`, `e_phentsize` and `e_phnum`, and the size of a program header.
@@ -125,9 +167,11 @@ struct Offsets {
     entry_size: usize,
     count: usize,
     program_header: usize,
-    /// `p_flags`, `p_vaddr` and `p_memsz`.
+    /// `p_flags`, `p_offset`, `p_vaddr`, `p_filesz` and `p_memsz`.
     flags: usize,
+    offset: usize,
     addr: usize,
+    file_size: usize,
     memory_size: usize,
 }
 
@@ -140,7 +184,9 @@ impl Offsets {
                 count: 44,
                 program_header: 32,
                 flags: 24,
+                offset: 4,
                 addr: 8,
+                file_size: 16,
                 memory_size: 20,
             },
             Width::Eight => Self {
@@ -149,7 +195,9 @@ impl Offsets {
                 count: 56,
                 program_header: 56,
                 flags: 4,
+                offset: 8,
                 addr: 16,
+                file_size: 32,
                 memory_size: 40,
             },
         }
@@ -190,7 +238,9 @@ fn program_header(bytes: &[u8], width: Width, offsets: &Offsets) -> Option<Progr
     Some(ProgramHeader {
         kind: u32_at(bytes, 0)?,
         flags: u32_at(bytes, offsets.flags)?,
+        offset: width.word(bytes.get(offsets.offset..)?)?,
         addr: width.word(bytes.get(offsets.addr..)?)?,
+        file_size: width.word(bytes.get(offsets.file_size..)?)?,
         memory_size: width.word(bytes.get(offsets.memory_size..)?)?,
     })
 }

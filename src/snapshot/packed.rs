@@ -51,7 +51,10 @@ impl Packing {
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(packed)?),
             Self::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(packed)),
             Self::Xz => {
-                let stream = liblzma::stream::Stream::new_stream_decoder(MEMORY, liblzma::stream::CONCATENATED)?;
+                let stream = liblzma::stream::Stream::new_stream_decoder(
+                    MEMORY,
+                    liblzma::stream::CONCATENATED,
+                )?;
                 Box::new(liblzma::bufread::XzDecoder::new_stream(packed, stream))
             }
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),

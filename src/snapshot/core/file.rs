@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::FileBytes;
+use super::{FileBytes, Part};
 use crate::addr::{Addr, AddrRange};
 use crate::memory::Width;
 
@@ -177,6 +177,18 @@ impl CoreFile {
         }
         let mut content = vec![0; usize::try_from(note.size).ok()?];
         (self.bytes.read_at(note.offset, &mut content) == content.len()).then_some(content)
+    }
+
+    /// What of the target's memory the file has, in ascending order.
+    #[must_use]
+    pub fn saved_parts(&self) -> Vec<Part> {
+        let segments = self.segments.iter().filter(|segment| segment.saved > 0);
+        let parts = segments.map(|segment| Part {
+            range: segment.saved_range(),
+            file: 0,
+            offset: segment.offset,
+        });
+        parts.collect()
     }
 
     /// The bytes that the headers promise and the file does not have.

@@ -108,7 +108,11 @@ impl Images {
         let is_image = is_elf(memory, base);
         let Some(file) = open(path) else {
             // Of other files nothing is saved: nothing is missed.
-            if is_image || mapped.iter().any(|region| saved.within(region.range).next().is_some()) {
+            if is_image
+                || mapped
+                    .iter()
+                    .any(|region| saved.within(region.range).next().is_some())
+            {
                 lacks(Lack::Missing);
             }
             return;
@@ -155,7 +159,7 @@ fn between(start: Addr, end: Addr) -> u64 {
 }
 
 /// A file in the order of its bytes, as its first mapping has it.
-struct AsMemory<'a>(&'a dyn FileBytes);
+pub(super) struct AsMemory<'a>(pub(super) &'a dyn FileBytes);
 
 impl Memory for AsMemory<'_> {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {

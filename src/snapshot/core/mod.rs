@@ -7,6 +7,7 @@ mod bytes;
 mod file;
 mod images;
 mod lacks;
+mod link_map;
 mod memory;
 mod notes;
 mod opened;

@@ -24,6 +24,14 @@ pub(super) struct MappedFile {
     pub(super) path: String,
 }
 
+impl MappedFile {
+    /// Where `addr`, which is in it, lies in the file.
+    pub(super) fn offset_at(&self, addr: Addr) -> u64 {
+        self.offset
+            .saturating_add(AddrRange::new(self.range.start, addr).size())
+    }
+}
+
 /// The content of the first note of `CORE` of this type.
 fn content(core: &CoreFile, kind: u32, limit: u64) -> Option<Vec<u8>> {
     let mut notes = core.notes.iter();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::images::{ImageFiles, Images, Lacking};
-use super::notes::{self, MappedFile};
-use super::{CoreFile, CoreMemory, FileBytes, Part, lacks, regions, threads};
+use super::notes;
+use super::{CoreFile, CoreMemory, FileBytes, Part, lacks, link_map, regions, threads};
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::snapshot::{Capture, ContentLevel, Method, Module, Region, Snapshot, Source, modules};
 
@@ -40,9 +40,12 @@ impl Opened {
     pub fn new(core: &CoreFile, taken_at: SystemTime, opener: &dyn ImageFiles) -> Self {
         let auxv = notes::auxv(core);
         let threads = threads::threads(core);
-        let mapped: Vec<MappedFile> = notes::files(core);
+        let mut mapped = notes::files(core);
+        if mapped.is_empty() {
+            mapped = link_map::files(core, &auxv, opener);
+        }
         let regions = regions::regions(core, &mapped, &auxv, &threads);
-        let saved = saved(core);
+        let saved = core.saved_parts();
         let own: Arc<[Arc<dyn FileBytes>]> = Arc::from([Arc::clone(&core.bytes)]);
         let in_core = CoreMemory::new(own, &saved, &RangeSet::default());
         let ranges: RangeSet = saved.iter().map(|part| part.range).collect();
@@ -99,17 +102,6 @@ impl Opened {
             signal: notes::signal(core),
         }
     }
-}
-
-/// What of the target's memory the file has.
-fn saved(core: &CoreFile) -> Vec<Part> {
-    let segments = core.segments.iter().filter(|segment| segment.saved > 0);
-    let parts = segments.map(|segment| Part {
-        range: segment.saved_range(),
-        file: 0,
-        offset: segment.offset,
-    });
-    parts.collect()
 }
 
 /// Says whether memory at `range` may hold references, as that of a process does which is copied: it

@@ -46,7 +46,7 @@ fn region(segment: &CoreSegment, files: &[MappedFile]) -> Region {
         writable: segment.writable,
         executable: segment.executable,
         shared: file.is_some_and(|file| is_shared(&file.path)),
-        offset: file.map_or(0, |file| offset_at(file, segment.range.start)),
+        offset: file.map_or(0, |file| file.offset_at(segment.range.start)),
         name: file.map_or_else(String::new, |file| file.path.clone()),
         ..Region::default()
     }
@@ -61,16 +61,11 @@ fn unlisted(file: &MappedFile, known: &RangeSet) -> Vec<Region> {
         readable: true,
         executable: true,
         shared: is_shared(&file.path),
-        offset: offset_at(file, range.start),
+        offset: file.offset_at(range.start),
         name: file.path.clone(),
         ..Region::default()
     });
     parts.collect()
-}
-
-fn offset_at(file: &MappedFile, addr: Addr) -> u64 {
-    file.offset
-        .saturating_add(AddrRange::new(file.range.start, addr).size())
 }
 
 /// Says whether a file of this name is memory that processes share.

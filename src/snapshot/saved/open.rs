@@ -75,14 +75,7 @@ pub fn open(core: &CoreFile) -> Result<Saved, SavedError> {
     read_vectors(core, &mut beginning);
     let readable: RangeSet = beginning.readable.iter().copied().collect();
     let images: RangeSet = beginning.images.iter().copied().collect();
-    let segments = core.segments.iter().filter(|segment| segment.saved > 0);
-    let all: Vec<Part> = segments
-        .map(|segment| Part {
-            range: segment.saved_range(),
-            file: 0,
-            offset: segment.offset,
-        })
-        .collect();
+    let all = core.saved_parts();
     let of_snapshot = |part: &&Part| !images.contains(part.range.start);
     let own: Vec<Part> = all.iter().filter(of_snapshot).copied().collect();
     let files: Arc<[_]> = Arc::from([Arc::clone(&core.bytes)]);
