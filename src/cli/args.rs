@@ -287,10 +287,11 @@ pub(crate) struct TargetArgs {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct WhichArgs {
-    /// The process to scan: its pid, or its name.
+    /// The process to scan: its pid, or its name; or a core file.
     ///
     /// Digits are a pid; --name takes a name of digits. A word with a slash in it, or the name of
-    /// a core file in this directory, is a file, which is not supported yet.
+    /// a core file in this directory, is a file: a core file, compressed or not, or a snapshot that
+    /// --output-graph has saved.
     #[arg(value_name = "TARGET")]
     pub(crate) target: Option<String>,
     /// Scan the process named NAME, whatever it looks like.

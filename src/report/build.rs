@@ -15,6 +15,7 @@ use super::time::rfc3339;
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::memory::Width;
+use crate::platform::signal_name;
 use crate::scan::{self, LeakKind};
 use crate::snapshot::{self, Method, Snapshot, Source};
 use crate::stacklog::{Allocations, LogHeader, LogMode};
@@ -76,11 +77,12 @@ fn target(snapshot: &Snapshot) -> Target {
             Source::Snapshot => TargetKind::Snapshot,
             Source::Core => TargetKind::Core,
         },
-        pid: Some(process.pid),
+        pid: Some(process.pid).filter(|pid| *pid != 0),
         name: process.name.clone(),
         executable: process.executable.clone(),
         command_line: process.command_line.clone(),
         command_status: None,
+        signal: process.signal.map(signal_name),
         // A living process runs on this machine.
         os: std::env::consts::OS.to_owned(),
         arch: snapshot.machine.name().to_owned(),

@@ -164,6 +164,9 @@ pub struct Process {
     pub command_line: Vec<String>,
     /// The number of its user.
     pub user: u32,
+    /// The number of the signal that ended it, where a core file says so.
+    #[serde(default)]
+    pub signal: Option<i32>,
 }
 
 /// The way a snapshot was taken.

@@ -65,14 +65,19 @@ pub(super) fn process(core: &CoreFile) -> Process {
             .map(str::to_owned)
             .collect(),
         user: user.unwrap_or(0),
+        signal: signal(core),
     }
 }
 
-/// The number of the signal that ended the process, if one did.
-pub(super) fn signal(core: &CoreFile) -> Option<i32> {
+/// The number of the signal that ended the process, if one did. Debuggers say there by which one they stopped it,
+/// which is none of those that make the kernel write a core file.
+fn signal(core: &CoreFile) -> Option<i32> {
+    /// `SIGQUIT`, `SIGILL`, `SIGTRAP`, `SIGABRT`, `SIGBUS`, `SIGFPE`, `SIGSEGV`, `SIGXCPU`, `SIGXFSZ`, `SIGSYS`:
+    /// signal(7).
+    const WITH_CORE: [i32; 10] = [3, 4, 5, 6, 7, 8, 11, 24, 25, 31];
     let info = content(core, NT_SIGINFO, LARGEST_STRUCT)?;
     let signal = number(&info, 0)?.cast_signed();
-    (1..=64).contains(&signal).then_some(signal)
+    WITH_CORE.contains(&signal).then_some(signal)
 }
 
 /// The auxiliary vector.

@@ -21,8 +21,6 @@ pub struct Opened {
     pub lacking: Vec<Lacking>,
     /// The file of the executable, if it is there.
     pub program: Option<Arc<dyn FileBytes>>,
-    /// The signal that ended the process, if one did.
-    pub signal: Option<i32>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -99,7 +97,6 @@ impl Opened {
             images: image_memory,
             lacking: images.lacking,
             program: images.program,
-            signal: notes::signal(core),
         }
     }
 }
