@@ -73,7 +73,12 @@ pub(super) fn read(
     };
     opened.snapshot.warnings.extend(warnings(&opened.lacking));
     let executable = opened.snapshot.process.executable.clone();
-    let captured = found.walk(opened.snapshot)?;
+    let unsaved = unsaved_memory(&opened);
+    let captured = found.walk(opened.snapshot);
+    let captured = captured.map_err(|error| match unsaved {
+        Some(unsaved) => error.context(unsaved),
+        None => error,
+    })?;
     let Some(captured) = captured else {
         bail!("a heap in a file is taken as it is");
     };
@@ -86,6 +91,14 @@ pub(super) fn files(executable: &str, args: &FileArgs) -> TargetFiles {
         Some(own) => root(args).with_substitute(executable, own),
         None => root(args),
     }
+}
+
+/// What of the memory is not in the file, in words: that explains a heap which is not there, or not whole.
+fn unsaved_memory(opened: &Opened) -> Option<String> {
+    const CODES: [&str; 2] = ["core_cut_short", "core_memory_unsaved"];
+    let mut warnings = opened.snapshot.warnings.iter();
+    let unsaved = warnings.find(|warning| CODES.contains(&warning.code.as_str()));
+    unsaved.map(|warning| warning.message.clone())
 }
 
 /// Without the symbols of its libraries nobody knows whose malloc a program calls.

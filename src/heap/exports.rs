@@ -451,6 +451,52 @@ mod tests {
     }
 
     #[test]
+    fn the_version_of_an_aarch64_library_is_told() {
+        // adrp x0, 0x126 pages on, or 1 page back; add x0, x0, #0x300; ret: with and without bti c.
+        for (adrp, page) in [(0xd000_0920_u32, 0x14d_000), (0xf0ff_ffe0, 0x26_000)] {
+            for landing_pad in [&[][..], &[0x5f, 0x24, 0x03, 0xd5]] {
+                let code = [
+                    landing_pad,
+                    &adrp.to_le_bytes(),
+                    &0x910c_0000_u32.to_le_bytes(),
+                ]
+                .concat();
+                let mut memory = FakeMemory::zeroed(0x26_000, 0x12_8000);
+                let at = |addr: usize| addr - 0x26_000;
+                memory.bytes[at(0x27_960)..at(0x27_960) + code.len()].copy_from_slice(&code);
+                let string = at(page + 0x300);
+                memory.bytes[string..string + 5].copy_from_slice(b"2.36\0");
+                let symbols = [function("gnu_get_libc_version", 0x27_960, 12)];
+                assert_eq!(glibc_version(&memory, &symbols).as_deref(), Some("2.36"));
+            }
+        }
+    }
+
+    #[test]
+    fn signed_return_address_in_the_link_register_of_aarch64_is_inside_malloc() {
+        let exporters = [Exporter {
+            path: String::new(),
+            foreign: None,
+            is_glibc: true,
+            glibc_version: None,
+            code: Some(AddrRange::new(Addr(0x1000), Addr(0x2000))),
+            stack_log: None,
+        }];
+        let memory = FakeMemory::zeroed(0x7000, 0x1000);
+        let mut thread = Thread {
+            general: vec![0; 34],
+            stack_pointer: Addr(0x7000),
+            ..Thread::default()
+        };
+        assert!(!is_inside_malloc(&thread, &memory, &exporters));
+        thread.general[30] = 0x0034_0000_0000_1234;
+        assert!(is_inside_malloc(&thread, &memory, &exporters));
+        // That is another register on other machines.
+        thread.general.truncate(31);
+        assert!(!is_inside_malloc(&thread, &memory, &exporters));
+    }
+
+    #[test]
     fn functions_far_apart_give_no_range() {
         let symbols = [
             function("malloc", 0x1000, 16),

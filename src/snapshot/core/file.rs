@@ -17,8 +17,8 @@ const PF_W: u32 = 2;
 const PF_R: u32 = 4;
 /// There are more program headers than the field holds: the first section header has their number.
 const PN_XNUM: u16 = 0xffff;
-/// More than a process with as many threads as a kernel allows has.
-const MAX_NOTES: usize = 1 << 24;
+/// The bytes of a note before its owner.
+const NOTE_HEADER: u64 = 12;
 const PIECE: usize = 64 << 10;
 
 /// Why a file cannot be used as a core file. Offsets are in the file, behind its decompression.
@@ -354,8 +354,12 @@ fn read_notes(
                 "a note that is larger than its place",
             ));
         }
-        if notes.len() >= MAX_NOTES {
-            return Err(CoreError::Damaged(at, "more notes than any process has"));
+        // Each takes bytes of the file, unless headers name the same ones again and again.
+        if notes.len() as u64 >= file.size() / NOTE_HEADER {
+            return Err(CoreError::Damaged(
+                at,
+                "more notes than the file has room for",
+            ));
         }
         notes.push(CoreNote {
             owner: owner(reader.bytes(name_at, usize::try_from(name_size.min(8)).unwrap_or(0))),
