@@ -163,7 +163,7 @@ fn recorded_stacks_are_as_in_the_process() {
     for report in compare(&mut recorded(compile("load_aot.c"))) {
         assert_eq!(report["stack_log"]["mode"], "lite");
         let leak = &report["leaks"][0];
-        assert_eq!(functions(&report, leak)[1], "g_vasprintf", "{leak}");
+        assert_eq!(functions(&report, leak)[0], "g_vasprintf", "{leak}");
     }
 }
 

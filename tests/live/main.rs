@@ -5,6 +5,7 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod aarch64;
 mod allocators;
 mod at_exit;
 mod containers;

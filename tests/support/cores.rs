@@ -22,7 +22,7 @@ impl CoreFolder {
         self.0.path()
     }
 
-    /// Builds nothing: starts the fixture that `command` runs, in this directory.
+    /// Starts the fixture that `command` runs, in this directory.
     pub(crate) fn start(&self, command: &mut Command) -> Fixture {
         Fixture::of(command.current_dir(self.path()))
     }
@@ -58,7 +58,8 @@ impl CoreFolder {
         // The file is whole when the process is gone.
         program.wait();
         let mut new = self.files();
-        new.retain(|file| !before.contains(file));
+        // Mono leaves a report of its crash beside it.
+        new.retain(|file| !before.contains(file) && is_core(file));
         assert_eq!(new.len(), 1, "core files of {pid}, by {pattern}: {new:?}");
         new.pop()
     }
@@ -77,6 +78,11 @@ pub(crate) fn set_core_filter(pid: &str, filter: u32) {
         format!("{filter:#x}"),
     )
     .unwrap();
+}
+
+/// Says whether the file at `path` begins as an ELF file does.
+fn is_core(path: &Path) -> bool {
+    fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"))
 }
 
 fn run(command: &mut Command) {
