@@ -54,7 +54,8 @@ impl CoreFolder {
         }
         let before = self.files();
         run(Command::new("prlimit").args(["--core=unlimited", "--pid", pid]));
-        run(Command::new("kill").args(["-ABRT", pid]));
+        // Runtimes handle the usual signals, and allocate then: not this one.
+        run(Command::new("kill").args(["-SYS", pid]));
         // The file is whole when the process is gone.
         program.wait();
         let mut new = self.files();

@@ -3,7 +3,7 @@
 use super::CoreFile;
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::Memory;
-use crate::snapshot::{Module, Region, dynamic_symbols};
+use crate::snapshot::{Module, Region, Thread, dynamic_symbols};
 use crate::warning::{Bias, Warning};
 
 /// Functions by which a program gives the kernel words to keep: those of epoll, of timers, of `io_uring`.
@@ -18,7 +18,7 @@ const KEEPERS: [&str; 5] = [
 /// The warnings for `core`; `images` has the symbol tables of `modules`.
 pub(super) fn warnings(
     core: &CoreFile,
-    regions: &[Region],
+    (regions, threads): (&[Region], &[Thread]),
     modules: &[Module],
     images: &dyn Memory,
 ) -> Vec<Warning> {
@@ -27,6 +27,7 @@ pub(super) fn warnings(
         unsaved(core, regions),
         unsaved_shared(core, regions),
         without_registers(core),
+        without_thread_pointers(threads),
         kept_by_the_kernel(modules, images),
     ];
     warnings.into_iter().flatten().collect()
@@ -102,6 +103,24 @@ fn without_registers(core: &CoreFile) -> Option<Warning> {
             "core_without_registers",
             "the core file has no threads: what only their registers reference is reported as leaked",
             Bias::FalseLeaks,
+        )
+    })
+}
+
+/// Without them nothing tells which stacks belong to threads that have ended, and what is dead of others.
+fn without_thread_pointers(threads: &[Thread]) -> Option<Warning> {
+    let lacking = threads
+        .iter()
+        .filter(|thread| thread.thread_pointer == Addr(0));
+    let count = lacking.count();
+    (count > 0).then(|| {
+        Warning::new(
+            "core_without_thread_pointers",
+            format!(
+                "the core file does not say where thread-local storage is, of {count} of the threads: what \
+                 dead parts of stacks reference counts as in use"
+            ),
+            Bias::MissedLeaks,
         )
     })
 }

@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use super::images::{ImageFiles, Images, Lacking};
 use super::notes;
-use super::{CoreFile, CoreMemory, FileBytes, Part, lacks, link_map, regions, threads};
+use super::{CoreFile, CoreMemory, FileBytes, Machine, Part, lacks, link_map, regions, threads};
 use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::memory::Memory;
 use crate::snapshot::{Capture, ContentLevel, Method, Module, Region, Snapshot, Source, modules};
 
 const AT_ENTRY: u64 = 9;
@@ -37,7 +38,7 @@ impl Opened {
     #[must_use]
     pub fn new(core: &CoreFile, taken_at: SystemTime, opener: &dyn ImageFiles) -> Self {
         let auxv = notes::auxv(core);
-        let threads = threads::threads(core);
+        let mut threads = threads::threads(core);
         let mut mapped = notes::files(core);
         if mapped.is_empty() {
             mapped = link_map::files(core, &auxv, opener);
@@ -47,6 +48,13 @@ impl Opened {
         let own: Arc<[Arc<dyn FileBytes>]> = Arc::from([Arc::clone(&core.bytes)]);
         let in_core = CoreMemory::new(own, &saved, &RangeSet::default());
         let ranges: RangeSet = saved.iter().map(|part| part.range).collect();
+        if core.machine == Machine::I386 {
+            let writable = regions.iter().filter(|region| region.writable);
+            let writable: Vec<_> = writable
+                .flat_map(|region| in_core.resident(region.range))
+                .collect();
+            threads::find_pointers(&in_core, &writable, &mut threads);
+        }
         let entry = auxv.iter().find(|(kind, _)| *kind == AT_ENTRY);
         let entry = entry.map(|(_, entry)| Addr(*entry));
         let images = Images::find(&regions, (&in_core, &ranges), entry, opener);
@@ -84,7 +92,7 @@ impl Opened {
                 memory_bytes: memory.bytes(),
                 content: ContentLevel::Full,
             },
-            warnings: lacks::warnings(core, &regions, &modules, &image_memory),
+            warnings: lacks::warnings(core, (&regions, &threads), &modules, &image_memory),
             regions,
             modules,
             threads,

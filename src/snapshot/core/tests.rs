@@ -4,7 +4,6 @@ use std::time::SystemTime;
 use super::testing::{CoreBuilder, Load, NoFiles};
 use super::{CoreError, CoreFile, FileBytes, Machine, Opened};
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
 
 const MACHINES: [Machine; 3] = [Machine::I386, Machine::X86_64, Machine::Aarch64];
 const DATA: u64 = 0x5000_0000;

@@ -2,8 +2,8 @@
 //! registers as the kernel's `user_regs_struct` of each machine.
 
 use super::{CoreFile, CoreNote, Machine};
-use crate::addr::Addr;
-use crate::memory::Width;
+use crate::addr::{Addr, AddrRange};
+use crate::memory::{Memory, Width};
 use crate::snapshot::Thread;
 
 const NT_PRSTATUS: u32 = 1;
@@ -133,6 +133,46 @@ fn add(core: &CoreFile, note: &CoreNote, thread: &mut Thread) {
             }
         }
         _ => {}
+    }
+}
+
+/// Finds the thread pointers of i386 threads in `memory`, of which `ranges` may have thread control blocks:
+/// debuggers leave them out of core files. A control block has its own address twice, and its thread's
+/// id (`struct pthread` of glibc).
+pub(super) fn find_pointers(memory: &dyn Memory, ranges: &[AddrRange], threads: &mut [Thread]) {
+    const PIECE: u64 = 1 << 16;
+    const OWN_ADDRESS: u64 = 8;
+    const TID: u64 = 0x68;
+    const ALIGNMENT: u64 = 16;
+    let mut buffer = vec![0; usize::try_from(PIECE).unwrap_or(0)];
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end
+            && threads
+                .iter()
+                .any(|thread| thread.thread_pointer == Addr(0))
+        {
+            let count = memory.read(at, &mut buffer);
+            let words = Width::Four.words(buffer.get(..count).unwrap_or_default());
+            let own = (at.0..)
+                .step_by(4)
+                .zip(words)
+                .filter(|(addr, word)| addr == word);
+            for (addr, _) in own.filter(|(addr, _)| addr.is_multiple_of(ALIGNMENT)) {
+                let number = |offset| memory.word32(Addr(addr).saturating_add(offset));
+                if number(OWN_ADDRESS).map(u64::from) != Some(addr) {
+                    continue;
+                }
+                let mut lacking = threads
+                    .iter_mut()
+                    .filter(|thread| thread.thread_pointer == Addr(0));
+                let thread = lacking.find(|thread| number(TID) == Some(thread.tid));
+                if let Some(thread) = thread {
+                    thread.thread_pointer = Addr(addr);
+                }
+            }
+            at = at.saturating_add(PIECE);
+        }
     }
 }
 
