@@ -11,7 +11,9 @@ use rayon::prelude::*;
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
 use super::capture::{Captured, capture};
+use super::compare;
 use super::error;
+use super::live;
 use super::phases::Phases;
 use super::stacks;
 use super::target;
@@ -19,6 +21,7 @@ use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
+use crate::report::compare::{Earlier, Side};
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
 use crate::snapshot::{Method, Snapshot};
@@ -32,17 +35,18 @@ const DESCRIBED_BYTES: u64 = 4096;
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
 /// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    let earlier = compare::earlier(&args.compare)?;
     let processes = target::find(&args.target)?;
     if let (Some(path), true) = (json_file(args), args.target.is_all()) {
         // Emptied before the first of several reports.
         create(path)?;
     }
     if let [process] = processes.as_slice() {
-        return scan_and_print(process.pid, args);
+        return scan_and_print(process.pid, args, earlier.as_ref());
     }
     let mut status = ExitStatus::Done;
     for process in processes {
-        let one = scan_and_print(process.pid, args)
+        let one = scan_and_print(process.pid, args, earlier.as_ref())
             .with_context(|| format!("cannot scan process {}", process.pid));
         let one = one.unwrap_or_else(|error| error::report(&error));
         status = status.max(one);
@@ -50,14 +54,21 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
-/// Scans the process `pid` and prints its report.
-pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+/// Scans the process `pid` and prints its report, or what of it `earlier` does not have.
+pub(crate) fn scan_and_print(
+    pid: u32,
+    args: &LeaksArgs,
+    earlier: Option<&Earlier>,
+) -> anyhow::Result<ExitStatus> {
     let method = args.scan.snapshot.into();
-    let report = scan(args, || {
+    let mut report = scan(args, || {
         let captured = capture(&Target::new(pid), method)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
     })?;
+    if let Some(earlier) = earlier {
+        earlier.leave_only_new(&mut report)?;
+    }
     let several = args.target.is_all();
     print(&report, args, several)?;
     Ok(if report.has_leaks() {
@@ -80,26 +91,52 @@ pub(super) fn scan(
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
     let (captured, files) = capture()?;
-    let report = analyse(captured, files, args, &mut phases)?;
+    let report = analyse(captured, files, (&args.scan, &args.output), &mut phases)?;
     phases.finish();
     Ok(report)
+}
+
+/// The report of the process `pid`, which the user called `word`, and all its live blocks.
+pub(super) fn side(
+    word: &str,
+    pid: u32,
+    (args, output): (&ScanArgs, &OutputArgs),
+) -> anyhow::Result<Side> {
+    let mut phases = Phases::new(output);
+    phases.begin("capture the target and walk its heap");
+    let captured = capture(&Target::new(pid), args.snapshot.into())?;
+    let files = [(); 2].map(|()| TargetFiles::of_process(pid));
+    let [files, for_live] = files;
+    phases.begin("group live blocks");
+    let live = live::live(&captured, for_live, output)?;
+    let mut report = analyse(captured, files, (args, output), &mut phases)?;
+    phases.finish();
+    // Builds are compared of all modules that stacks lead through.
+    report
+        .modules
+        .extend(live.iter().flat_map(|live| live.modules.clone()));
+    Ok(Side {
+        source: word.to_owned(),
+        report,
+        live,
+    })
 }
 
 fn analyse(
     mut captured: Captured,
     files: TargetFiles,
-    args: &LeaksArgs,
+    (args, output): (&ScanArgs, &OutputArgs),
     phases: &mut Phases,
 ) -> anyhow::Result<Report> {
-    let (graph, marks) = reach(&captured, &args.scan, phases)?;
+    let (graph, marks) = reach(&captured, args, phases)?;
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
     let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
     let excerpt = release(&mut captured, &leaks);
 
     phases.begin("name call stacks");
-    let (snapshot, output) = (&mut captured.snapshot, &args.output);
-    let (stacks, files) = stacks::named(&allocations, snapshot, files, output);
+    let snapshot = &mut captured.snapshot;
+    let (stacks, images, files) = stacks::named(&allocations, snapshot, files, output);
     let passes = |leak: &Leak, function: &str| {
         let allocation = allocations.of_block(leak.block);
         let stack = allocation.and_then(|allocation| allocation.stack);
@@ -116,7 +153,7 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let descriptions = describe(&describer, heap, &leaks, &args.output);
+    let descriptions = describe(&describer, heap, &leaks, output);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
         index.map_or_else(
@@ -127,14 +164,15 @@ fn analyse(
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
         allocations: &allocations,
-        stacks: (!args.output.no_stacks).then_some(&stacks),
+        stacks: (!output.no_stacks).then_some(&stacks),
+        images: &images,
     });
     let mut report = Report::new(snapshot, heap, &leaks, described, logged, phases.elapsed());
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
     let log = captured.log.as_ref();
-    let unused = stacks::nothing_to_exclude(&args.output, log);
+    let unused = stacks::nothing_to_exclude(output, log);
     report.warnings.extend(unused);
     Ok(report)
 }

@@ -6,6 +6,7 @@ use std::io::Read;
 use super::capture_error::{CaptureError, explained, proc_error};
 use super::pagemap::PageMap;
 use super::process_memory::ProcessMemory;
+use super::processes;
 use super::procfs;
 use super::regions::{self, RegionUse};
 use super::suspend::SuspendError;
@@ -80,6 +81,9 @@ impl View {
                 .trim_end_matches(" (deleted)")
                 .to_owned(),
             command_line: arguments.split(|byte| *byte == 0).map(lossy).collect(),
+            started: processes::started(
+                &fs::read(format!("/proc/{}/stat", self.pid)).unwrap_or_default(),
+            ),
         }
     }
 
