@@ -175,7 +175,7 @@ mod tests {
                 "line 2, column 19: expected value",
             ),
             ("\u{7f}ELF", "line 1, column 1: expected value"),
-            ("[1]", "line 1, column 2: invalid type"),
+            ("[1]", "line 1, column 3: invalid length"),
             ("7", "line 1, column 1: invalid type"),
         ] {
             let said = message(json);
@@ -192,10 +192,13 @@ mod tests {
 
     #[test]
     fn nesting_does_not_exhaust_the_stack() {
-        let json = "[".repeat(1_000_000);
-        assert!(message(&json).starts_with("line 1"));
-        let json = line(&clean()).replace(r#""pid":"#, &format!(r#""x":{json}, "pid":"#));
-        assert!(message(&json).contains("recursion limit"));
+        let deep = "[".repeat(1_000_000);
+        assert!(message(&deep).starts_with("line 1"));
+        let with = |field: &str| line(&clean()).replace(r#""pid":"#, &format!("{field},\"pid\":"));
+        assert!(message(&with(&format!(r#""name":{deep}"#))).starts_with("line 1"));
+        let closed = format!(r#""x":{deep}{}"#, "]".repeat(1_000_000));
+        let read = read_reports(with(&closed).as_bytes()).expect("a field that is not known");
+        assert_eq!(read, [clean()]);
     }
 
     #[test]

@@ -212,15 +212,17 @@ fn leak_groups<'r>(compared: &Compared<'r>) -> Groups<'r> {
     for ((leak, kind), partner) in compared.new.iter().zip(partners) {
         let group = groups.of(*kind);
         group.new = group.new.with(leak);
-        group.appeared += u64::from(partner.is_none());
-    }
-    for (leak, kind) in &compared.old {
-        let group = groups.of(*kind);
-        group.old = group.old.with(leak);
+        match partner.and_then(|index| compared.old.get(index)) {
+            // Both are of one group, though the type may be known on one side only.
+            Some((old, _)) => group.old = group.old.with(old),
+            None => group.appeared += 1,
+        }
     }
     for index in &compared.matching.gone {
-        let (_, kind) = compared.old[*index];
-        groups.of(kind).gone += 1;
+        let (leak, kind) = compared.old[*index];
+        let group = groups.of(kind);
+        group.old = group.old.with(leak);
+        group.gone += 1;
     }
     groups
 }

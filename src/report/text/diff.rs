@@ -163,7 +163,7 @@ impl Tables<'_> {
         let Some(stack) = stack else {
             return Ok(());
         };
-        write!(out, "{:>58}", "")?;
+        write!(out, "{:>12}", "")?;
         stack::write_frames_inline(stack, out)?;
         writeln!(out)
     }
