@@ -8,6 +8,7 @@
 mod allocators;
 mod at_exit;
 mod containers;
+mod diff;
 mod doctor;
 mod generator;
 mod harm;
