@@ -28,7 +28,8 @@ fn side(word: &str, args: &DiffArgs) -> anyhow::Result<Side> {
     if path.exists() || word.contains('/') {
         return of_report(word, path);
     }
-    let processes = target::find(&DiffArgs::target(word))?;
+    let found = target::find(&DiffArgs::target(word));
+    let processes = found.with_context(|| format!("{word} is no file, nor is it a process"))?;
     let [process] = processes.as_slice() else {
         unreachable!("without --all, a word names one process");
     };

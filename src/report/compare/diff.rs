@@ -91,7 +91,8 @@ pub struct GroupChange {
     /// The type of each of them; null where it is not known or not the same.
     #[serde(rename = "type")]
     pub type_name: Option<String>,
-    /// The size of each of them; null where it is not the same.
+    /// The size of each of them: what the program asked for, where that is known on both sides. Null
+    /// where it is not the same.
     pub size: Option<u64>,
     /// How many there were.
     pub old_blocks: u64,

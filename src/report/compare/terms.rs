@@ -85,12 +85,14 @@ pub(super) fn both<T: PartialEq>(old: Option<T>, new: Option<T>) -> Option<bool>
 
 /// A report without leaks has no stacks, and yet those of all of its leaks are known.
 pub(super) fn has_stacks(report: &Report) -> bool {
-    is_recorded(report) && (report.leaks.is_empty() || !report.stacks.is_empty())
+    report.leaks.is_empty() || (is_recorded(report) && !report.stacks.is_empty())
 }
 
+/// The same of what each of them was asked for with.
 pub(super) fn is_recorded(report: &Report) -> bool {
     // Which of several blocks is a sample is chance.
-    report.stack_log.mode != StackLogMode::None && report.stack_log.sample_bytes.is_none()
+    let log = &report.stack_log;
+    report.leaks.is_empty() || (log.mode != StackLogMode::None && log.sample_bytes.is_none())
 }
 
 /// Files and lines, and with them inlined calls, are left out by --no-sources, and are not there

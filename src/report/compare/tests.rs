@@ -159,12 +159,12 @@ proptest! {
         prop_assert_eq!(summary.appeared_bytes + summary.kept_bytes, new.summary.leaked_bytes);
         prop_assert_eq!(summary.gone_bytes + summary.kept_bytes, old.summary.leaked_bytes);
         for group in &diff.leaks {
-            let (appeared, gone) = (group.appeared_blocks.unwrap(), group.gone_blocks.unwrap());
+            let (appeared, gone) = (group.appeared_blocks.expect("it is there"), group.gone_blocks.expect("it is there"));
             prop_assert_eq!(group.new_blocks - appeared, group.old_blocks - gone);
         }
         let sum = |of: fn(&super::GroupChange) -> u64| diff.leaks.iter().map(of).sum::<u64>();
-        prop_assert_eq!(sum(|g| g.appeared_blocks.unwrap()), summary.appeared_blocks);
-        prop_assert_eq!(sum(|g| g.gone_blocks.unwrap()), summary.gone_blocks);
+        prop_assert_eq!(sum(|g| g.appeared_blocks.expect("it is there")), summary.appeared_blocks);
+        prop_assert_eq!(sum(|g| g.gone_blocks.expect("it is there")), summary.gone_blocks);
     }
 
     #[test]
@@ -179,7 +179,7 @@ proptest! {
             .collect();
         let shown = with_baseline(&[old], &new);
         prop_assert_eq!(counts(shown.leaks.iter()), expected);
-        let comparison = shown.comparison.clone().unwrap();
+        let comparison = shown.comparison.clone().expect("it is there");
         prop_assert_eq!(comparison.new_blocks + comparison.old_blocks, new.leaks.len() as u64);
         prop_assert_eq!(shown.summary.leaked_blocks, comparison.new_blocks);
     }
@@ -190,7 +190,7 @@ proptest! {
         let new = report(OTHER_PID, &new);
         let all = with_baseline(&old, &new).leaks.len();
         let best = old.iter().map(|one| with_baseline(std::slice::from_ref(one), &new).leaks.len()).min();
-        prop_assert!(all <= best.unwrap());
+        prop_assert!(all <= best.expect("it is there"));
         prop_assert!(!with_baseline(&old, &old[0]).has_leaks());
     }
 }
@@ -217,7 +217,7 @@ fn an_address_that_was_allocated_again_is_a_new_leak() {
     later.leaks[0].allocated_milliseconds = Some(34);
     let shown = compared_with(ComparedWith::Earlier, &[timed], &later);
     assert_eq!(new_addresses(&shown), [1]);
-    assert_eq!(shown.comparison.unwrap().gone_blocks, 1);
+    assert_eq!(shown.comparison.expect("it is there").gone_blocks, 1);
 }
 
 #[test]
@@ -453,7 +453,10 @@ fn without_stacks_on_both_sides_leaks_go_by_type_and_size_and_that_is_said() {
     for with in [ComparedWith::Earlier, ComparedWith::Baseline] {
         let shown = compared_with(with, std::slice::from_ref(&old), &new);
         assert_eq!(new_addresses(&shown), [3]);
-        assert_eq!(shown.comparison.as_ref().unwrap().by, ComparedBy::Type);
+        assert_eq!(
+            shown.comparison.as_ref().expect("it is there").by,
+            ComparedBy::Type
+        );
         assert_eq!(codes(&shown), ["comparison_without_stacks"]);
     }
     // Which of the blocks are samples is chance.
@@ -528,7 +531,7 @@ fn of_several_reports_in_a_baseline_those_of_the_program_count() {
     ];
     let shown = with_baseline(&baseline, &of(4, "/bin/a", &[one, one, one]));
     assert_eq!(shown.leaks.len(), 1);
-    assert_eq!(shown.comparison.unwrap().taken_at, None);
+    assert_eq!(shown.comparison.expect("it is there").taken_at, None);
     let other = with_baseline(&baseline, &of(4, "/bin/c", &[one]));
     assert_eq!(
         (other.leaks.len(), codes(&other)),
@@ -583,7 +586,7 @@ fn a_report_of_what_is_new_has_groups_and_stacks_of_that_only() {
         (summary.suppressed_blocks, summary.suppressed_bytes),
         (3, 124)
     );
-    let comparison = shown.comparison.unwrap();
+    let comparison = shown.comparison.expect("it is there");
     assert_eq!(
         (
             comparison.old_blocks,
