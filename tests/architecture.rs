@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate. Each may import only from earlier ones.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "addr",
     "memory",
     "warning",
@@ -14,6 +14,7 @@ const ORDER: [&str; 12] = [
     "preload",
     "heap",
     "scan",
+    "content",
     "symbolize",
     "report",
     "cli",

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 
 use super::ExitStatus;
 use super::args::LeaksArgs;
-use super::capture::capture_at_end;
+use super::capture::{Purpose, capture_at_end};
 use super::compare;
 use super::error::{self, printable};
 use super::{leaks, preload};
@@ -23,7 +23,7 @@ use crate::stacklog::{ExitPage, format};
 /// Runs the command, and prints a report when it has ended.
 pub(crate) fn at_exit(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let plan = Plan::new(args)?;
-    let earlier = compare::earlier(&args.compare)?;
+    let earlier = compare::earlier(args)?;
     if let Some(path) = leaks::json_file(args) {
         // What cannot be written is better known now than when the command has ended.
         leaks::create(path)?;
@@ -172,7 +172,7 @@ impl Outcome {
             // When it was captured it ends, and its files are out of reach.
             let files = TargetFiles::of_process(pid);
             let method = args.scan.snapshot.into();
-            Ok((capture_at_end(ending, method)?, files))
+            Ok((capture_at_end(ending, method, Purpose::Scan)?, files))
         });
         let report = report.and_then(|mut report| {
             let compared = earlier.map(|earlier| earlier.leave_only_new(&mut report));

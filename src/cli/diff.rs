@@ -3,53 +3,23 @@
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::ExitStatus;
 use super::args::DiffArgs;
-use super::{leaks, report_file, target};
-use crate::report::compare::{Diff, Side};
+use super::{leaks, side};
+use crate::report::compare::Diff;
 use crate::report::{json, text};
 
 /// Compares the two, and prints what differs.
 pub(crate) fn diff(args: &DiffArgs) -> anyhow::Result<ExitStatus> {
-    let old = side(&args.old, args)?;
-    let new = side(&args.new, args)?;
+    let old = side::side(&args.old, args)?;
+    let new = side::side(&args.new, args)?;
     let diff = Diff::new(&old, &new);
     // They may be large.
     drop((old, new));
     print(&diff, args)?;
     Ok(ExitStatus::Done)
-}
-
-/// What a word names: a file, or else a process.
-fn side(word: &str, args: &DiffArgs) -> anyhow::Result<Side> {
-    let path = Path::new(word);
-    if path.exists() || word.contains('/') {
-        return of_report(word, path);
-    }
-    let found = target::find(&DiffArgs::target(word));
-    let processes = found.with_context(|| format!("{word} is no file, nor is it a process"))?;
-    let [process] = processes.as_slice() else {
-        unreachable!("without --all, a word names one process");
-    };
-    leaks::side(word, process.pid, (&DiffArgs::scan(), &args.output()))
-}
-
-fn of_report(word: &str, path: &Path) -> anyhow::Result<Side> {
-    let mut reports = report_file::read(path)?;
-    let count = reports.len();
-    let Some(report) = reports.pop().filter(|_| count == 1) else {
-        bail!(
-            "{word} has {count} reports, and two single ones can be compared: take one out, such as the \
-             second by `sed -n 2p {word}`"
-        );
-    };
-    Ok(Side {
-        source: word.to_owned(),
-        report,
-        live: None,
-    })
 }
 
 fn print(diff: &Diff, args: &DiffArgs) -> anyhow::Result<()> {

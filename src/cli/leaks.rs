@@ -10,21 +10,22 @@ use rayon::prelude::*;
 
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
-use super::capture::{Captured, capture};
+use super::capture::{Captured, Purpose, capture};
 use super::compare;
 use super::error;
-use super::live;
 use super::phases::Phases;
 use super::stacks;
 use super::target;
+use super::{save, saved};
 use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
-use crate::report::compare::{Earlier, Side};
+use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
-use crate::snapshot::{Method, Snapshot};
+use crate::snapshot::saved::Damage;
+use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
 use crate::symbolize::{Describer, Description, Symbolizer};
 use crate::warning::{Bias, Warning};
@@ -35,7 +36,15 @@ const DESCRIBED_BYTES: u64 = 4096;
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
 /// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
-    let earlier = compare::earlier(&args.compare)?;
+    if let Some(path) = &args.save.output_graph {
+        return save::save(args, path);
+    }
+    let earlier = compare::earlier(args)?;
+    if let Some(path) = target::file(&args.target) {
+        let report = report_of_file(path, args)
+            .with_context(|| format!("cannot scan {}", error::printable(path)))?;
+        return conclude(report, args, earlier.as_ref());
+    }
     let processes = target::find(&args.target)?;
     if let (Some(path), true) = (json_file(args), args.target.is_all()) {
         // Emptied before the first of several reports.
@@ -54,6 +63,49 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
+/// The report of a file of a target's memory.
+pub(super) fn report_of_file(path: &str, args: &LeaksArgs) -> anyhow::Result<Report> {
+    let mut damage = Damage::default();
+    let report = scan(args, || {
+        let (captured, files, found) = saved::read(Path::new(path))?;
+        check_content(&captured, args)?;
+        damage = found;
+        Ok((captured, files))
+    })?;
+    if let Some(error) = damage.error() {
+        return Err(error.clone().into());
+    }
+    Ok(report)
+}
+
+/// Prints a report, or what of it `earlier` does not have, and says whether that has leaks.
+fn conclude(
+    mut report: Report,
+    args: &LeaksArgs,
+    earlier: Option<&Earlier>,
+) -> anyhow::Result<ExitStatus> {
+    if let Some(earlier) = earlier {
+        earlier.leave_only_new(&mut report)?;
+    }
+    print(&report, args, args.target.is_all())?;
+    Ok(if report.has_leaks() {
+        ExitStatus::Leaks
+    } else {
+        ExitStatus::Done
+    })
+}
+
+/// A snapshot without content has only aligned references.
+fn check_content(captured: &Captured, args: &LeaksArgs) -> anyhow::Result<()> {
+    let is_full = captured.snapshot.capture.content == ContentLevel::Full;
+    anyhow::ensure!(
+        is_full || !args.scan.unaligned,
+        "--unaligned needs the content, and the snapshot was saved without it: save one with \
+         --full-content"
+    );
+    Ok(())
+}
+
 /// Scans the process `pid` and prints its report, or what of it `earlier` does not have.
 pub(crate) fn scan_and_print(
     pid: u32,
@@ -61,21 +113,12 @@ pub(crate) fn scan_and_print(
     earlier: Option<&Earlier>,
 ) -> anyhow::Result<ExitStatus> {
     let method = args.scan.snapshot.into();
-    let mut report = scan(args, || {
-        let captured = capture(&Target::new(pid), method)?;
+    let report = scan(args, || {
+        let captured = capture(&Target::new(pid), method, Purpose::Scan)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
     })?;
-    if let Some(earlier) = earlier {
-        earlier.leave_only_new(&mut report)?;
-    }
-    let several = args.target.is_all();
-    print(&report, args, several)?;
-    Ok(if report.has_leaks() {
-        ExitStatus::Leaks
-    } else {
-        ExitStatus::Done
-    })
+    conclude(report, args, earlier)
 }
 
 /// The report of the target that `capture` captures, with the files that it sees.
@@ -96,33 +139,8 @@ pub(super) fn scan(
     Ok(report)
 }
 
-/// The report of the process `pid`, which the user called `word`, and all its live blocks.
-pub(super) fn side(
-    word: &str,
-    pid: u32,
-    (args, output): (&ScanArgs, &OutputArgs),
-) -> anyhow::Result<Side> {
-    let mut phases = Phases::new(output);
-    phases.begin("capture the target and walk its heap");
-    let captured = capture(&Target::new(pid), args.snapshot.into())?;
-    let files = [(); 2].map(|()| TargetFiles::of_process(pid));
-    let [files, for_live] = files;
-    phases.begin("group live blocks");
-    let live = live::live(&captured, for_live, output)?;
-    let mut report = analyse(captured, files, (args, output), &mut phases)?;
-    phases.finish();
-    // Builds are compared of all modules that stacks lead through.
-    report
-        .modules
-        .extend(live.iter().flat_map(|live| live.modules.clone()));
-    Ok(Side {
-        source: word.to_owned(),
-        report,
-        live,
-    })
-}
-
-fn analyse(
+/// The report of a captured target, with the files that it sees.
+pub(super) fn analyse(
     mut captured: Captured,
     files: TargetFiles,
     (args, output): (&ScanArgs, &OutputArgs),
@@ -153,7 +171,8 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let descriptions = describe(&describer, heap, &leaks, output);
+    let shows_content = !output.no_content && snapshot.capture.content == ContentLevel::Full;
+    let descriptions = describe(&describer, heap, &leaks, shows_content);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
         index.map_or_else(
@@ -177,6 +196,14 @@ fn analyse(
     Ok(report)
 }
 
+/// The leaks of a captured target, whose roots are all roots that there are.
+pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
+    let index = BlockIndex::new(&captured.heap.blocks)?;
+    let graph = extract(captured, &index, &[], Alignment::Words)?;
+    let marks = scan::mark(&graph);
+    Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
+}
+
 /// Finds what the blocks and roots reference, and which blocks the roots reach.
 fn reach(
     captured: &Captured,
@@ -185,7 +212,13 @@ fn reach(
 ) -> anyhow::Result<(Graph, Marks)> {
     phases.begin("extract references");
     let index = BlockIndex::new(&captured.heap.blocks)?;
-    let graph = extract(captured, &index, args)?;
+    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+    let alignment = if args.unaligned {
+        Alignment::Bytes
+    } else {
+        Alignment::Words
+    };
+    let graph = extract(captured, &index, &excluded, alignment)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
@@ -210,21 +243,20 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
     result.context("cannot start the threads that --threads asks for")
 }
 
-fn extract(captured: &Captured, index: &BlockIndex<'_>, args: &ScanArgs) -> anyhow::Result<Graph> {
-    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+fn extract(
+    captured: &Captured,
+    index: &BlockIndex<'_>,
+    excluded: &[RootKind],
+    alignment: Alignment,
+) -> anyhow::Result<Graph> {
     let Captured { snapshot, heap, .. } = captured;
     let log = captured.log.as_ref().map(StackLog::own_memory);
     let roots = scan::roots(
         snapshot,
         heap,
         log.unwrap_or(&RangeSet::default()),
-        &excluded,
+        excluded,
     );
-    let alignment = if args.unaligned {
-        Alignment::Bytes
-    } else {
-        Alignment::Words
-    };
     let interrupted = || interrupt_flag().load(Ordering::Relaxed);
     Ok(Graph::extract(
         &*snapshot.memory,
@@ -250,7 +282,7 @@ fn describe(
     describer: &Describer<'_>,
     heap: &Heap,
     leaks: &[Leak],
-    output: &OutputArgs,
+    shows_content: bool,
 ) -> Vec<Description> {
     leaks
         .par_iter()
@@ -260,7 +292,7 @@ fn describe(
                 .and_then(|b| heap.blocks.get(b));
             match block {
                 None => Description::default(),
-                Some(block) if output.no_content => Description {
+                Some(block) if !shows_content => Description {
                     type_name: describer.type_name(block),
                     content: None,
                 },

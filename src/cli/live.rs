@@ -19,14 +19,14 @@ type Alike = (Option<u32>, Option<String>, u64);
 type Counts = FxHashMap<Alike, u64>;
 
 /// Groups all live blocks of `captured` by stack, type and size. `None` where the target stands
-/// still until its memory has been read: that must not take so long.
+/// still until its memory has been read: that must not take so long. The files are handed back.
 pub(super) fn live(
     captured: &Captured,
     files: TargetFiles,
     output: &OutputArgs,
-) -> anyhow::Result<Option<LiveMemory>> {
+) -> anyhow::Result<(Option<LiveMemory>, TargetFiles)> {
     if captured.stopped.is_some() {
-        return Ok(None);
+        return Ok((None, files));
     }
     let Captured { snapshot, heap, .. } = captured;
     let memory = &*snapshot.memory;
@@ -45,7 +45,8 @@ pub(super) fn live(
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
     let stacks_of_blocks = logged.as_ref().map_or(&[][..], |logged| &logged.stacks);
     let counts = counts(&heap.blocks, &describer, stacks_of_blocks);
-    Ok(Some(live_memory(counts, &stacks, &images)))
+    let live = live_memory(counts, &stacks, &images);
+    Ok((Some(live), symbolizer.into_files()))
 }
 
 fn counts(blocks: &[Block], describer: &Describer<'_>, stacks: &[Option<u32>]) -> Counts {

@@ -17,8 +17,12 @@ mod panic;
 mod phases;
 mod preload;
 mod record;
+mod reduction;
 mod report_file;
+mod save;
+mod saved;
 mod schema;
+mod side;
 mod stacks;
 mod target;
 

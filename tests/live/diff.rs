@@ -52,6 +52,16 @@ impl Growing {
         path
     }
 
+    /// Saves a snapshot of it, and returns where that is.
+    fn snapshot(&self, name: &str, options: &[&str]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        let pid = self.program.pid();
+        let save = [&pid, "--output-graph", path.to_str().unwrap()];
+        let output = rleaks(&[&save[..], options].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        path
+    }
+
     /// Scans it, compared as `options` say.
     fn scan(&self, options: &[&str]) -> Scan {
         Scan::of(rleaks(&[&[&*self.program.pid()], options].concat()))
@@ -303,6 +313,39 @@ fn memory_in_use_is_compared_where_both_sides_are_at_hand() {
         frames.iter().any(|frame| frame["function"] == "keep"),
         "{shown}"
     );
+}
+
+#[test]
+fn snapshots_are_compared_as_the_processes_that_they_are_of() {
+    for mut process in [Growing::start(), Growing::recorded()] {
+        process.obey(&["s3", "k5"]);
+        let old = process.snapshot("old.core", &[]);
+        let report = process.report("old.json");
+        let new = process.obey(&["s2", "l1", "k4"]);
+        for old in [&old, &report] {
+            let scan = process.since(old);
+            assert_eq!(scan.counts(), (5, 3, 0, "address"));
+            assert_eq!(scan.new_leaks(), new);
+        }
+        for options in [&[][..], &["--no-content"]] {
+            let later = process.snapshot("new.core", options);
+            let later = later.to_str().unwrap();
+            let scan = [later, "--json", "--diff-from", old.to_str().unwrap()];
+            let scan = Scan::of(rleaks(&scan));
+            assert_eq!((scan.status, scan.new_leaks()), (Some(1), new.clone()));
+            assert_eq!(scan.counts(), (5, 3, 0, "address"));
+            let (old, report) = (old.to_str().unwrap(), report.to_str().unwrap());
+            let both = diff(old, later);
+            let kept = ("grew", 5, 9);
+            assert!(changes(&both["live"]).contains(&kept), "{}", both["live"]);
+            assert_eq!(both["leaks"], diff(old, &process.program.pid())["leaks"]);
+            let half = diff(report, later);
+            assert_eq!(
+                (&half["live"], &half["leaks"]),
+                (&Value::Null, &both["leaks"])
+            );
+        }
+    }
 }
 
 #[test]

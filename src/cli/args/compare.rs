@@ -10,7 +10,7 @@ use super::{Color, OutputArgs, ScanArgs, SnapshotMethod, TargetArgs, WhichArgs};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Comparison")]
 pub(crate) struct CompareArgs {
-    /// Show only the leaks that are new since OLD, a report that --json wrote.
+    /// Show only the leaks that are new since OLD, a report that --json wrote or a snapshot.
     ///
     /// Of the same process, a leak is old if the same allocation leaked in OLD already. Of another one,
     /// leaks are old as far as OLD has as many with the same stack, type and size. The exit status is 1 if
@@ -31,7 +31,7 @@ pub(crate) struct CompareArgs {
 /// The diff command.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DiffArgs {
-    /// What was there before: a report that --json wrote, or the pid or name of a process.
+    /// What was there before: a report that --json wrote, a snapshot, or a process.
     #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) old: String,
     /// What is there now, in the same forms.

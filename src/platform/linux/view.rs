@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 use super::capture_error::{CaptureError, explained, proc_error};
 use super::pagemap::PageMap;
@@ -84,6 +85,7 @@ impl View {
             started: processes::started(
                 &fs::read(format!("/proc/{}/stat", self.pid)).unwrap_or_default(),
             ),
+            user: fs::metadata(path(self.pid, self.tid, "")).map_or(0, |file| file.uid()),
         }
     }
 

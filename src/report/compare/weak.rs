@@ -127,17 +127,7 @@ pub(super) fn of_diff(old: &Side, new: &Side) -> Vec<Warning> {
         warnings.extend(program_warnings(file, &[old_report], report));
         warnings.extend(diff_without_stacks(old, new));
     }
-    if let Some(reports) = only_reports(old, new) {
-        let message = format!(
-            "{reports}: growth of memory in use is known as the heap's totals only; compare snapshots to see \
-             what has grown"
-        );
-        warnings.push(Warning::new(
-            "comparison_without_live_blocks",
-            message,
-            Bias::None,
-        ));
-    }
+    warnings.extend(without_live_blocks(old, new));
     warnings
 }
 
@@ -157,12 +147,17 @@ fn diff_without_stacks(old: &Side, new: &Side) -> Option<Warning> {
     (!without.is_empty()).then(warning)
 }
 
-/// Which of the two does not have the live blocks.
-fn only_reports(old: &Side, new: &Side) -> Option<String> {
-    match (&old.live, &new.live) {
-        (None, None) => Some("these are reports".to_owned()),
-        (None, Some(_)) => Some(format!("{} is a report", old.source)),
-        (Some(_), None) => Some(format!("{} is a report", new.source)),
-        (Some(_), Some(_)) => None,
-    }
+/// That nobody can say what memory in use has grown, where that is so.
+fn without_live_blocks(old: &Side, new: &Side) -> Option<Warning> {
+    let subject = match (&old.live, &new.live) {
+        (None, None) => format!("{} and {} have", old.source, new.source),
+        (None, Some(_)) => format!("{} has", old.source),
+        (Some(_), None) => format!("{} has", new.source),
+        (Some(_), Some(_)) => return None,
+    };
+    let message = format!(
+        "{subject} leaks and totals only: compare snapshots or processes to see which memory in use has grown"
+    );
+    let code = "comparison_without_live_blocks";
+    Some(Warning::new(code, message, Bias::None))
 }
