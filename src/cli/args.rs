@@ -611,6 +611,8 @@ mod tests {
             "rleaks schema heap",
             "rleaks 1 --diff-from a.json --baseline b.json",
             "rleaks --diff-from a.json",
+            "rleaks 1 --diff-from a.json --output-graph a.core",
+            "rleaks 1 --baseline a.json --output-graph a.core",
             "rleaks diff a.json",
             "rleaks diff a.json b.json c.json",
             "rleaks diff a.json b.json --json --limit 3",

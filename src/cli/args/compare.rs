@@ -16,7 +16,7 @@ pub(crate) struct CompareArgs {
     /// leaks are old as far as OLD has as many with the same stack, type and size. The exit status is 1 if
     /// there are new ones.
     #[arg(long, value_name = "OLD", value_hint = ValueHint::FilePath)]
-    #[arg(conflicts_with = "baseline")]
+    #[arg(conflicts_with_all = ["baseline", "output_graph"])]
     pub(crate) diff_from: Option<PathBuf>,
     /// Take the leaks that REPORT has for known, and show only others.
     ///
@@ -25,6 +25,7 @@ pub(crate) struct CompareArgs {
     /// files, those of the same program count, and the one that has most of a kind. The exit status is 1
     /// if there are others.
     #[arg(long, value_name = "REPORT", value_hint = ValueHint::FilePath)]
+    #[arg(conflicts_with = "output_graph")]
     pub(crate) baseline: Vec<PathBuf>,
 }
 

@@ -510,6 +510,8 @@ fn a_baseline_that_cannot_say_all_is_warned_of() {
         codes_with(&|old| old.stacks = Vec::new()),
         "comparison_without_stacks"
     );
+    let nameless = |old: &mut Report| old.stacks[1].frames[1].function = None;
+    assert_eq!(codes_with(&nameless), "comparison_build");
     assert_eq!(
         codes_with(&|old| old.summary.suppressed_blocks = 1),
         "comparison_partial"

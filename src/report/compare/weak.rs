@@ -1,9 +1,12 @@
 //! Why a comparison may say less than it seems to.
 
+use std::collections::BTreeSet;
+
+use super::kinds::module_name;
 use super::live::Side;
 use super::only_new::{Earlier, is_same_program, program};
-use super::terms::{has_stacks, is_recorded, is_same_process};
-use crate::report::{ComparedWith, Report, StackLogMode};
+use super::terms::{Terms, has_stacks, is_recorded, is_same_process};
+use crate::report::{ComparedBy, ComparedWith, Report, StackLogMode};
 use crate::warning::{Bias, Warning};
 
 /// What is to be known of the comparison of `report` with `old`, which are of `earlier`.
@@ -25,6 +28,7 @@ pub(super) fn warnings(earlier: &Earlier, old: &[&Report], report: &Report) -> V
     if !by_address {
         warnings.extend(program_warnings(&what, old, report));
         warnings.extend(stack_warning(&what, old, report));
+        warnings.extend(nameless_builds(&what, old, report));
     }
     warnings
 }
@@ -113,6 +117,28 @@ fn stack_warning(what: &str, old: &[&Report], report: &Report) -> Option<Warning
     ))
 }
 
+/// Code that cannot be recognised: it has no names, and is of another build.
+fn nameless_builds(what: &str, old: &[&Report], report: &Report) -> Option<Warning> {
+    let terms = Terms::of_kinds(old, report);
+    let mut nameless: BTreeSet<&str> = BTreeSet::new();
+    for report in old.iter().copied().chain([report]) {
+        let frames = report.stacks.iter().flat_map(|stack| &stack.frames);
+        for frame in frames.filter(|frame| frame.function.is_none()) {
+            let is_other =
+                |path: &&str| !terms.is_same_build(module_name(path, &report.target.executable));
+            nameless.extend(frame.module.as_deref().filter(is_other));
+        }
+    }
+    let paths = Vec::from_iter(nameless).join(", ");
+    (terms.by() == ComparedBy::Stack && !paths.is_empty()).then(|| {
+        let message = format!(
+            "call stacks lead through functions without names in {paths}, and {what} is of another build or \
+             has no build id: known leaks count as new there; do not strip it, or install its debug information"
+        );
+        Warning::new("comparison_build", message, Bias::None)
+    })
+}
+
 /// What is to be known of the comparison of two sides.
 pub(super) fn of_diff(old: &Side, new: &Side) -> Vec<Warning> {
     let file = format!("the earlier report {}", old.source);
@@ -126,6 +152,7 @@ pub(super) fn of_diff(old: &Side, new: &Side) -> Vec<Warning> {
         let file = &old.source;
         warnings.extend(program_warnings(file, &[old_report], report));
         warnings.extend(diff_without_stacks(old, new));
+        warnings.extend(nameless_builds(file, &[old_report], report));
     }
     warnings.extend(without_live_blocks(old, new));
     warnings
