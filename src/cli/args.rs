@@ -1,10 +1,14 @@
 //! What can be typed, and the help that says so.
 
+mod compare;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+
+pub(crate) use compare::{CompareArgs, DiffArgs, SchemaOf};
 
 use crate::platform::Choice;
 use crate::scan::RootKind;
@@ -25,6 +29,7 @@ Examples:
   rleaks 1234 --list --no-content   one line per leak, and nothing of what memory holds
   rleaks record -- ./app            start a program that remembers who allocated what
   rleaks --at-exit -- ./app arg     run a program, and scan it when it ends
+  rleaks 1234 --diff-from old.json  show what has leaked since that report was made
   rleaks demo                       scan a small leaky program, to see what a report looks like";
 
 const PRELOAD_PATH: &str = "Print where the recorder is, for those who set LD_PRELOAD themselves";
@@ -92,6 +97,14 @@ pub(crate) enum Command {
     /// report would lose by it. The exit status is 0 if the target, where one is named, was found.
     #[command(after_help = "Example:\n  rleaks doctor 1234")]
     Doctor(DoctorArgs),
+    /// Show how two reports differ: leaks that appeared, grew or went away.
+    ///
+    /// OLD and NEW are reports that --json wrote, snapshots that --output-graph saved, or processes by
+    /// their pid or name; one at two times, or two of them. Leaks of one process are compared by address;
+    /// others by what allocated them: their stack or, without stacks, their type and size. Unless one
+    /// of the two is a report, all memory in use is compared, too.
+    #[command(after_help = "Example:\n  rleaks diff monday.json friday.json")]
+    Diff(DiffArgs),
     /// List the zones of a process's heap; in JSON, its live blocks too.
     #[command(after_help = "Example:\n  rleaks heap 1234 --json=heap.json")]
     Heap(HeapArgs),
@@ -109,9 +122,13 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         install: Option<PathBuf>,
     },
-    /// Print the JSON Schema of the report that --json writes.
+    /// Print the JSON Schema of what --json writes.
     #[command(after_help = "Example:\n  rleaks schema > rleaks.schema.json")]
-    Schema,
+    Schema {
+        /// Of which command's JSON.
+        #[arg(value_name = "WHAT", default_value = "report")]
+        of: SchemaOf,
+    },
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  rleaks completions bash > \
                             ~/.local/share/bash-completion/completions/rleaks")]
@@ -138,6 +155,8 @@ pub(crate) struct LeaksArgs {
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
     pub(crate) files: FileArgs,
+    #[command(flatten)]
+    pub(crate) compare: CompareArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
@@ -607,6 +626,14 @@ mod tests {
             "rleaks preload-path /lib",
             "rleaks demo 1",
             "rleaks schema --json",
+            "rleaks schema heap",
+            "rleaks 1 --diff-from a.json --baseline b.json",
+            "rleaks --diff-from a.json",
+            "rleaks 1 --diff-from a.json --output-graph a.core",
+            "rleaks 1 --baseline a.json --output-graph a.core",
+            "rleaks diff a.json",
+            "rleaks diff a.json b.json c.json",
+            "rleaks diff a.json b.json --json --limit 3",
             "rleaks completions",
         ] {
             assert!(parse(line).is_err(), "{line}");

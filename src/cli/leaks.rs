@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
 use super::capture::{Captured, Purpose, capture};
+use super::compare;
 use super::error;
 use super::phases::Phases;
 use super::stacks;
@@ -20,6 +21,7 @@ use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
+use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
 use crate::snapshot::saved::Damage;
@@ -37,9 +39,11 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     if let Some(path) = &args.save.output_graph {
         return save::save(args, path);
     }
+    let earlier = compare::earlier(args)?;
     if let Some(path) = target::file(&args.target)? {
-        return scan_file(path, args)
-            .with_context(|| format!("cannot scan {}", error::printable(path)));
+        let report = report_of_file(path, args)
+            .with_context(|| format!("cannot scan {}", error::printable(path)))?;
+        return conclude(report, args, earlier.as_ref());
     }
     let processes = target::find(&args.target)?;
     if let (Some(path), true) = (json_file(args), args.target.is_all()) {
@@ -47,11 +51,11 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
         create(path)?;
     }
     if let [process] = processes.as_slice() {
-        return scan_and_print(process.pid, args);
+        return scan_and_print(process.pid, args, earlier.as_ref());
     }
     let mut status = ExitStatus::Done;
     for process in processes {
-        let one = scan_and_print(process.pid, args)
+        let one = scan_and_print(process.pid, args, earlier.as_ref())
             .with_context(|| format!("cannot scan process {}", process.pid));
         let one = one.unwrap_or_else(|error| error::report(&error));
         status = status.max(one);
@@ -59,8 +63,8 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
-/// Scans a file and prints its report.
-fn scan_file(path: &str, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+/// The report of a file of a target's memory.
+pub(super) fn report_of_file(path: &str, args: &LeaksArgs) -> anyhow::Result<Report> {
     let mut damage = Damage::default();
     let report = scan(args, || {
         let (captured, files, found) = saved::read(Path::new(path), &args.files)?;
@@ -71,7 +75,19 @@ fn scan_file(path: &str, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     if let Some(error) = damage.error() {
         return Err(error.clone().into());
     }
-    print(&report, args, false)?;
+    Ok(report)
+}
+
+/// Prints a report, or what of it `earlier` does not have, and says whether that has leaks.
+fn conclude(
+    mut report: Report,
+    args: &LeaksArgs,
+    earlier: Option<&Earlier>,
+) -> anyhow::Result<ExitStatus> {
+    if let Some(earlier) = earlier {
+        earlier.leave_only_new(&mut report)?;
+    }
+    print(&report, args, args.target.is_all())?;
     Ok(if report.has_leaks() {
         ExitStatus::Leaks
     } else {
@@ -90,21 +106,19 @@ fn check_content(captured: &Captured, args: &LeaksArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Scans the process `pid` and prints its report.
-pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+/// Scans the process `pid` and prints its report, or what of it `earlier` does not have.
+pub(crate) fn scan_and_print(
+    pid: u32,
+    args: &LeaksArgs,
+    earlier: Option<&Earlier>,
+) -> anyhow::Result<ExitStatus> {
     let method = args.scan.snapshot.into();
     let report = scan(args, || {
         let captured = capture(&Target::new(pid), method, Purpose::Scan)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
     })?;
-    let several = args.target.is_all();
-    print(&report, args, several)?;
-    Ok(if report.has_leaks() {
-        ExitStatus::Leaks
-    } else {
-        ExitStatus::Done
-    })
+    conclude(report, args, earlier)
 }
 
 /// The report of the target that `capture` captures, with the files that it sees.
@@ -120,26 +134,27 @@ pub(super) fn scan(
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
     let (captured, files) = capture()?;
-    let report = analyse(captured, files, args, &mut phases)?;
+    let report = analyse(captured, files, (&args.scan, &args.output), &mut phases)?;
     phases.finish();
     Ok(report)
 }
 
-fn analyse(
+/// The report of a captured target, with the files that it sees.
+pub(super) fn analyse(
     mut captured: Captured,
     files: TargetFiles,
-    args: &LeaksArgs,
+    (args, output): (&ScanArgs, &OutputArgs),
     phases: &mut Phases,
 ) -> anyhow::Result<Report> {
-    let (graph, marks) = reach(&captured, &args.scan, phases)?;
+    let (graph, marks) = reach(&captured, args, phases)?;
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
     let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
     let excerpt = release(&mut captured, &leaks);
 
     phases.begin("name call stacks");
-    let (snapshot, output) = (&mut captured.snapshot, &args.output);
-    let (stacks, files) = stacks::named(&allocations, snapshot, files, output);
+    let snapshot = &mut captured.snapshot;
+    let (stacks, images, files) = stacks::named(&allocations, snapshot, files, output);
     let passes = |leak: &Leak, function: &str| {
         let allocation = allocations.of_block(leak.block);
         let stack = allocation.and_then(|allocation| allocation.stack);
@@ -156,7 +171,7 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let shows_content = !args.output.no_content && snapshot.capture.content == ContentLevel::Full;
+    let shows_content = !output.no_content && snapshot.capture.content == ContentLevel::Full;
     let descriptions = describe(&describer, heap, &leaks, shows_content);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
@@ -168,14 +183,15 @@ fn analyse(
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
         allocations: &allocations,
-        stacks: (!args.output.no_stacks).then_some(&stacks),
+        stacks: (!output.no_stacks).then_some(&stacks),
+        images: &images,
     });
     let mut report = Report::new(snapshot, heap, &leaks, described, logged, phases.elapsed());
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
     let log = captured.log.as_ref();
-    let unused = stacks::nothing_to_exclude(&args.output, log);
+    let unused = stacks::nothing_to_exclude(output, log);
     report.warnings.extend(unused);
     Ok(report)
 }

@@ -97,7 +97,7 @@ fn classify(word: &str, is_core: impl FnOnce(&Path) -> bool) -> Word<'_> {
 
 /// Says whether the file at `path` starts as an ELF core file does. One that cannot be read does
 /// not.
-fn starts_as_core(path: &Path) -> bool {
+pub(super) fn starts_as_core(path: &Path) -> bool {
     // Opening a named pipe would wait for a writer.
     if !path.is_file() {
         return false;

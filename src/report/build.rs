@@ -3,14 +3,16 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::call_stacks::CallStacks;
 use super::group::groups;
+use super::hex::Offset;
 use super::model::{
-    Capture, CaptureMethod, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack, StackLog,
+    Capture, CaptureMethod, HeapTotals, Leak, Module, Report, SCHEMA_VERSION, Stack, StackLog,
     StackLogMode, Summary, Target, TargetKind, Zone,
 };
+use super::named_code::CodeImages;
 use super::time::rfc3339;
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
@@ -30,6 +32,8 @@ pub struct Logged<'a> {
     pub allocations: &'a Allocations,
     /// Their stacks; `None` where nobody wants to see them.
     pub stacks: Option<&'a CallStacks>,
+    /// The images that their frames are in.
+    pub images: &'a CodeImages,
 }
 
 impl Report {
@@ -62,8 +66,10 @@ impl Report {
             summary: summary(&leaks),
             groups: groups(&leaks, stack_log.sample_bytes),
             leaks,
+            modules: modules(logged, &stacks.shown),
             stacks: stacks.shown,
             stack_log,
+            comparison: None,
             warnings: snapshot.warnings.clone(),
         }
     }
@@ -90,7 +96,25 @@ fn target(snapshot: &Snapshot) -> Target {
             Width::Four => 4,
             Width::Eight => 8,
         },
+        started_milliseconds: process
+            .started
+            .and_then(|t| u64::try_from(t.as_millis()).ok()),
+        address_space: address_space(&snapshot.auxv),
     }
+}
+
+/// A digest of the auxiliary vector: the kernel puts stack, loader and vdso at random addresses, and
+/// says in it where.
+fn address_space(auxv: &[(u64, u64)]) -> Option<Offset> {
+    const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const FNV_PRIME: u64 = 0x0100_0000_01b3;
+    let words = auxv.iter().flat_map(|(kind, value)| [*kind, *value]);
+    let mut bytes = words.flat_map(u64::to_le_bytes).peekable();
+    bytes.peek()?;
+    let digest = bytes.fold(FNV_OFFSET, |digest, byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
+    });
+    Some(Offset(digest))
 }
 
 fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Capture {
@@ -145,6 +169,20 @@ fn stack_log(header: &LogHeader) -> StackLog {
     }
 }
 
+/// The images that the frames of `stacks` are in.
+fn modules(logged: Option<Logged<'_>>, stacks: &[Stack]) -> Vec<Module> {
+    let frames = stacks.iter().flat_map(|stack| &stack.frames);
+    let used: FxHashSet<&str> = frames.filter_map(|frame| frame.module.as_deref()).collect();
+    let modules = logged
+        .into_iter()
+        .flat_map(|logged| logged.images.modules());
+    let used = modules.filter(|module| used.contains(module.path.as_str()));
+    let mut modules: Vec<Module> = used.collect();
+    modules.sort_unstable_by(|a, b| (&a.path, &a.build_id).cmp(&(&b.path, &b.build_id)));
+    modules.dedup();
+    modules
+}
+
 /// The stacks of the report, numbered as leaks ask for them.
 struct Stacks<'a> {
     logged: Option<Logged<'a>>,
@@ -168,6 +206,7 @@ impl<'a> Stacks<'a> {
         if let Some(allocation) = allocation {
             leak.requested = Some(allocation.requested);
             leak.thread = Some(allocation.thread);
+            leak.allocated_milliseconds = Some(allocation.milliseconds());
             leak.stack = allocation.stack.and_then(|number| self.id(number));
         }
     }
@@ -234,10 +273,12 @@ fn reported(heap: &Heap, leak: &scan::Leak, description: Description) -> Leak {
         content_length,
         stack: None,
         thread: None,
+        allocated_milliseconds: None,
     }
 }
 
-fn summary(leaks: &[Leak]) -> Summary {
+/// Counts leaks.
+pub(super) fn summary(leaks: &[Leak]) -> Summary {
     let mut summary = Summary::default();
     for leak in leaks {
         summary.leaked_blocks += 1;

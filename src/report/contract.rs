@@ -30,7 +30,14 @@ const SAMPLE: &str = r#"
 "#;
 
 /// Fields that were added to the sample's.
-const ADDED: [&str; 7] = [
+const ADDED: [&str; 14] = [
+    ".target.started_milliseconds",
+    ".target.address_space",
+    ".modules",
+    ".modules.path",
+    ".modules.build_id",
+    ".comparison",
+    ".leaks.allocated_milliseconds",
     ".leaks.tree_parent",
     ".leaks.content_length",
     ".groups.estimated_blocks",

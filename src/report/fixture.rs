@@ -37,6 +37,7 @@ pub(super) fn snapshot() -> Snapshot {
             name: "mono-sgen".to_owned(),
             executable: "/usr/bin/mono-sgen".to_owned(),
             command_line: vec!["mono-sgen".to_owned(), "program.exe".to_owned()],
+            started: Some(Duration::from_millis(81_230)),
             user: 1000,
             signal: None,
         },
@@ -53,7 +54,7 @@ pub(super) fn snapshot() -> Snapshot {
         modules: Vec::new(),
         threads: vec![Thread::default(); 4],
         kernel_values: Vec::new(),
-        auxv: Vec::new(),
+        auxv: vec![(3, 0x5500_0000_0040), (25, 0x7ffe_0000_0019)],
         memory: Box::new(FakeMemory::zeroed(0, 0)),
         warnings: Vec::new(),
     }

@@ -162,6 +162,9 @@ pub struct Process {
     pub executable: String,
     /// The arguments it was started with.
     pub command_line: Vec<String>,
+    /// The time from the start of the system to that of the process, if it is known. No clock that
+    /// is set changes it.
+    pub started: Option<Duration>,
     /// The number of its user.
     pub user: u32,
     /// The number of the signal that ended it, where a core file says so.

@@ -189,6 +189,7 @@ impl<'a> Records<'a> {
             requested: u64_at(&bytes, offset_of!(BlockRecord, key)) >> SIZE_SHIFT,
             stack: u32_at(&bytes, offset_of!(BlockRecord, stack)),
             thread: u32_at(&bytes, offset_of!(BlockRecord, thread)),
+            tick: u32_at(&bytes, offset_of!(BlockRecord, tick)),
         })
     }
 }
@@ -207,6 +208,7 @@ pub(super) struct RecordRest {
     pub(super) requested: u64,
     pub(super) stack: u32,
     pub(super) thread: u32,
+    pub(super) tick: u32,
 }
 
 const HEADS_SIZE: usize = HEADS_PER_AREA * HEAD;

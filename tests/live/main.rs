@@ -10,6 +10,7 @@ mod allocators;
 mod at_exit;
 mod containers;
 mod cores;
+mod diff;
 mod doctor;
 mod generator;
 mod harm;

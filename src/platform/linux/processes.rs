@@ -126,6 +126,11 @@ fn boot_time() -> SystemTime {
     })
 }
 
+/// The time from the start of the system to that of the process whose `stat` this is.
+pub(super) fn started(stat: &[u8]) -> Option<Duration> {
+    Stat::parse(stat).map(|stat| since_boot(stat.start_ticks))
+}
+
 fn since_boot(ticks: u64) -> Duration {
     let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten();
     let per_second = per_second

@@ -64,6 +64,7 @@ pub(super) fn process(core: &CoreFile) -> Process {
             .split_ascii_whitespace()
             .map(str::to_owned)
             .collect(),
+        started: None,
         user: user.unwrap_or(0),
         signal: signal(core),
     }
