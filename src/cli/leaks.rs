@@ -156,8 +156,7 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let shows_content =
-        !args.output.no_content && snapshot.capture.content == ContentLevel::Full;
+    let shows_content = !args.output.no_content && snapshot.capture.content == ContentLevel::Full;
     let descriptions = describe(&describer, heap, &leaks, shows_content);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
@@ -166,6 +165,7 @@ fn analyse(
             |index| descriptions[index].clone(),
         )
     };
+    let is_reduced = snapshot.capture.content != ContentLevel::Full;
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
         allocations: &allocations,
@@ -175,6 +175,9 @@ fn analyse(
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
+    if is_reduced && !args.output.no_content {
+        report.warnings.push(without_content());
+    }
     let log = captured.log.as_ref();
     let unused = stacks::nothing_to_exclude(&args.output, log);
     report.warnings.extend(unused);
@@ -285,6 +288,14 @@ fn describe(
             }
         })
         .collect()
+}
+
+fn without_content() -> Warning {
+    Warning::new(
+        "no_content",
+        "the snapshot was saved without what the leaked blocks contain: it is not shown",
+        Bias::None,
+    )
 }
 
 fn unreadable(graph: &Graph) -> Option<Warning> {
