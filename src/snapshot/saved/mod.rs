@@ -12,6 +12,8 @@ mod layout;
 mod memory;
 mod note;
 mod open;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use container::{ContainerError, Damage, SeekableFile};
