@@ -30,7 +30,8 @@ const SAMPLE: &str = r#"
 "#;
 
 /// Fields that were added to the sample's.
-const ADDED: [&str; 7] = [
+const ADDED: [&str; 8] = [
+    ".capture.content",
     ".leaks.tree_parent",
     ".leaks.content_length",
     ".groups.estimated_blocks",
