@@ -37,7 +37,7 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     if let Some(path) = &args.save.output_graph {
         return save::save(args, path);
     }
-    if let Some(path) = target::file(&args.target) {
+    if let Some(path) = target::file(&args.target)? {
         return scan_file(path, args)
             .with_context(|| format!("cannot scan {}", error::printable(path)));
     }
@@ -63,7 +63,7 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
 fn scan_file(path: &str, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let mut damage = Damage::default();
     let report = scan(args, || {
-        let (captured, files, found) = saved::read(Path::new(path))?;
+        let (captured, files, found) = saved::read(Path::new(path), &args.files)?;
         check_content(&captured, args)?;
         damage = found;
         Ok((captured, files))

@@ -8,10 +8,9 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 
 use super::args::{Args, TargetArgs};
-use crate::platform::{self, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
-
-/// The first bytes of a file that zstd has compressed.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+use super::error;
+use crate::platform::{self, Choice, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
+use crate::snapshot::packed::Packing;
 
 /// What the word that names the target is.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,18 +45,31 @@ pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
             Ok(found?)
         }
         Word::File(path) => bail!(
-            "core and snapshot files are not supported yet: {path}; \
-             name a running process by its pid or its name"
+            "{} is a file; name a running process by its pid or its name",
+            error::printable(path)
         ),
     }
 }
 
 /// The file that `args` name, if it is one.
-pub(crate) fn file(args: &TargetArgs) -> Option<&str> {
-    match word(args) {
-        Word::File(path) => Some(path),
-        Word::Pid(_) | Word::Name(_) => None,
-    }
+///
+/// # Errors
+///
+/// It is one, and `args` choose among processes.
+pub(crate) fn file(args: &TargetArgs) -> anyhow::Result<Option<&str>> {
+    let Word::File(path) = word(args) else {
+        return Ok(None);
+    };
+    let option = match args.choice() {
+        Choice::Only => return Ok(Some(path)),
+        Choice::Newest => "--newest",
+        Choice::Oldest => "--oldest",
+        Choice::All => "--all",
+    };
+    bail!(
+        "{option} chooses among processes of a name, and {} is a file: leave {option} out",
+        error::printable(path)
+    )
 }
 
 /// Says whether `name` is a command, as in `rleaks --list demo`, where it stands for a process.
@@ -92,7 +104,8 @@ fn starts_as_core(path: &Path) -> bool {
     }
     let mut header = [0; 18];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok() && (is_core_header(&header) || header.starts_with(&ZSTD_MAGIC))
+    let magic = header.first_chunk().copied().unwrap_or_default();
+    read.is_ok() && (is_core_header(&header) || Packing::of_magic(magic).is_some())
 }
 
 /// Looks at the magic number, the byte order and the type of an ELF header.

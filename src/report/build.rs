@@ -15,6 +15,7 @@ use super::time::rfc3339;
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::memory::Width;
+use crate::platform::signal_name;
 use crate::scan::{self, LeakKind};
 use crate::snapshot::{self, Method, Snapshot, Source};
 use crate::stacklog::{Allocations, LogHeader, LogMode};
@@ -74,18 +75,17 @@ fn target(snapshot: &Snapshot) -> Target {
         kind: match snapshot.source {
             Source::Process => TargetKind::Process,
             Source::Snapshot => TargetKind::Snapshot,
+            Source::Core => TargetKind::Core,
         },
-        pid: Some(process.pid),
+        pid: Some(process.pid).filter(|pid| *pid != 0),
         name: process.name.clone(),
         executable: process.executable.clone(),
         command_line: process.command_line.clone(),
         command_status: None,
+        signal: process.signal.map(signal_name),
         // A living process runs on this machine.
         os: std::env::consts::OS.to_owned(),
-        arch: match snapshot.width {
-            Width::Four => "i386".to_owned(),
-            Width::Eight => std::env::consts::ARCH.to_owned(),
-        },
+        arch: snapshot.machine.name().to_owned(),
         pointer_size: match snapshot.width {
             Width::Four => 4,
             Width::Eight => 8,
@@ -99,6 +99,7 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
         method: match capture.method {
             Method::Copy => CaptureMethod::Copy,
             Method::Stream => CaptureMethod::Stream,
+            Method::File => CaptureMethod::File,
         },
         stops: capture.stops,
         pause_seconds: known_pause(capture).map(|pause| pause.as_secs_f64()),
@@ -112,8 +113,12 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
 
 /// The sum of all stops, or `None` while a target that is read in place has not run again.
 fn known_pause(capture: &snapshot::Capture) -> Option<Duration> {
-    let still_stopped = capture.method == Method::Stream && capture.pause.is_zero();
-    (!still_stopped).then_some(capture.pause)
+    let is_known = match capture.method {
+        Method::Copy => true,
+        Method::Stream => !capture.pause.is_zero(),
+        Method::File => false,
+    };
+    is_known.then_some(capture.pause)
 }
 
 fn zones(heap: &Heap) -> Vec<Zone> {

@@ -29,6 +29,7 @@ pub(super) fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> S
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
         source: crate::snapshot::Source::Process,
+        machine: crate::snapshot::Machine::X86_64,
         width: crate::memory::Width::Eight,
         process: Process {
             pid: 4242,
@@ -37,6 +38,7 @@ pub(super) fn snapshot() -> Snapshot {
             executable: "/usr/bin/mono-sgen".to_owned(),
             command_line: vec!["mono-sgen".to_owned(), "program.exe".to_owned()],
             user: 1000,
+            signal: None,
         },
         capture: Capture {
             taken_at: UNIX_EPOCH + Duration::from_secs(1_795_356_191),

@@ -67,6 +67,9 @@ pub struct Target {
     /// With --at-exit, the exit status that the process ended with, as a shell shows it: 128 and the
     /// signal's number where a signal ended it.
     pub command_status: Option<u8>,
+    /// The signal that ended the process, if a core file says so: `SIGSEGV`.
+    #[serde(default)]
+    pub signal: Option<String>,
     /// The operating system: `linux`, `macos`.
     pub os: String,
     /// The instruction set: `x86_64`, `aarch64`.

@@ -28,3 +28,18 @@ pub struct Thread {
     /// The number of the system call that the thread is in, if it is in one.
     pub system_call: Option<u64>,
 }
+
+impl Thread {
+    /// The return address that aarch64 code keeps in a register; `None` on other machines.
+    #[must_use]
+    pub fn link_register(&self) -> Option<Addr> {
+        /// The general registers of aarch64: 31, the stack pointer, the next instruction and the flags.
+        const COUNT: usize = 34;
+        const LINK: usize = 30;
+        let link = self
+            .general
+            .get(LINK)
+            .filter(|_| self.general.len() == COUNT);
+        link.map(|link| Addr(*link))
+    }
+}

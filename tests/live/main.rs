@@ -5,9 +5,11 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod aarch64;
 mod allocators;
 mod at_exit;
 mod containers;
+mod cores;
 mod doctor;
 mod generator;
 mod harm;

@@ -4,6 +4,7 @@
 
 mod compile;
 mod container;
+mod cores;
 mod fixture;
 mod isolated;
 mod program;
@@ -13,6 +14,7 @@ mod saved;
 
 pub(crate) use compile::{Build, WIDTHS, compile, compile_as};
 pub(crate) use container::{Container, Root};
+pub(crate) use cores::{CoreFolder, set_core_filter};
 pub(crate) use fixture::{Fixture, Leak};
 pub(crate) use isolated::{Shared, unprivileged};
 pub(crate) use program::Program;

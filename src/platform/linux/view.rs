@@ -82,6 +82,7 @@ impl View {
                 .to_owned(),
             command_line: arguments.split(|byte| *byte == 0).map(lossy).collect(),
             user: fs::metadata(path(self.pid, self.tid, "")).map_or(0, |file| file.uid()),
+            signal: None,
         }
     }
 

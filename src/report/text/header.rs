@@ -20,6 +20,9 @@ pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<(
     if let Some(status) = report.target.command_status {
         line(out, "Exit Status:", &status)?;
     }
+    if let Some(signal) = &report.target.signal {
+        line(out, "Signal:", &Escaped(signal))?;
+    }
     writeln!(out)?;
     line(out, "Date/Time:", &DateTime(&report.capture.taken_at))?;
     let version = Escaped(&report.rleaks_version);

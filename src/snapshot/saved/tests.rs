@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::addr::{Addr, AddrRange};
 use crate::memory::{Excerpt, FakeMemory, Width};
-use crate::snapshot::core::FileBytes;
+use crate::snapshot::core::{CoreFile, FileBytes};
 use crate::snapshot::{ContentLevel, KernelValue, Region, Snapshot, Thread};
 
 const BASE: u64 = 0x7f00_0000_0000;
@@ -118,8 +118,8 @@ fn opened(bytes: Vec<u8>) -> Result<Saved, String> {
         Ok(Err(plain)) => Arc::from(plain),
         Err(error) => return Err(error.to_string()),
     };
-    let (stored, notes) = headers(&*file).ok_or("no headers")?;
-    open(&file, &stored, &notes).map_err(|error| error.to_string())
+    let core = CoreFile::parse(file).map_err(|error| error.to_string())?;
+    open(&core).map_err(|error| error.to_string())
 }
 
 fn container(bytes: Vec<u8>) -> SeekableFile {
