@@ -48,7 +48,8 @@ rleaks [OPTIONS] <TARGET|--name <NAME>>
 const RUNNING: [&str; 5] = ["target", "name", "newest", "oldest", "all"];
 
 /// What says how to look for leaks, or what to show of them.
-const OF_REPORTS: [&str; 11] = [
+const OF_REPORTS: [&str; 12] = [
+    "at_exit",
     "json",
     "list",
     "group_by_type",
@@ -619,6 +620,11 @@ mod tests {
             "rleaks 1 --follow-children",
             "rleaks --at-exit --leak-status 256 -- app",
             "rleaks 1 --at-exit -- app",
+            "rleaks --at-exit --output-graph x -- app",
+            "rleaks 1 --output-graph x --json",
+            "rleaks 1 --compress",
+            "rleaks 1 --readonly-content",
+            "rleaks 1 --output-graph x --full-content --no-content",
             "rleaks record",
             "rleaks record app",
             "rleaks record --sample 0 -- app",

@@ -180,6 +180,7 @@ pub(super) fn analyse(
             |index| descriptions[index].clone(),
         )
     };
+    let is_reduced = snapshot.capture.content != ContentLevel::Full;
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
         allocations: &allocations,
@@ -190,6 +191,9 @@ pub(super) fn analyse(
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
+    if is_reduced && !args.output.no_content {
+        report.warnings.push(without_content());
+    }
     let log = captured.log.as_ref();
     let unused = stacks::nothing_to_exclude(output, log);
     report.warnings.extend(unused);
@@ -300,6 +304,14 @@ fn describe(
             }
         })
         .collect()
+}
+
+fn without_content() -> Warning {
+    Warning::new(
+        "no_content",
+        "the snapshot was saved without what the leaked blocks contain: it is not shown",
+        Bias::None,
+    )
 }
 
 fn unreadable(graph: &Graph) -> Option<Warning> {

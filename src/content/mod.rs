@@ -13,6 +13,8 @@
 mod kept;
 mod reduced;
 mod registers;
+#[cfg(test)]
+mod tests;
 
 pub use kept::{Kept, Sources};
 pub use reduced::ReducedMemory;

@@ -30,7 +30,8 @@ const SAMPLE: &str = r#"
 "#;
 
 /// Fields that were added to the sample's.
-const ADDED: [&str; 14] = [
+const ADDED: [&str; 15] = [
+    ".capture.content",
     ".target.started_milliseconds",
     ".target.address_space",
     ".modules",

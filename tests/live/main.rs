@@ -22,6 +22,7 @@ mod obstacles;
 mod programs;
 mod record;
 mod roots;
+mod saved;
 mod signals;
 mod stacks;
 #[path = "../support/mod.rs"]

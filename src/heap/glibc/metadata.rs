@@ -6,7 +6,7 @@ use super::layout::{ChunkLayout, FLAGS, PREV_INUSE};
 use super::mapped::MappedChunk;
 use super::{Parts, sorted_blocks};
 use crate::addr::{Addr, AddrRange};
-use crate::heap::Metadata;
+use crate::heap::{Block, Metadata};
 use crate::memory::{Memory, Window};
 use crate::snapshot::Snapshot;
 
@@ -38,7 +38,7 @@ pub fn metadata(snapshot: &Snapshot) -> Option<Metadata> {
     let cached = cache::find(snapshot, &arenas, &params, chunks, &blocks);
     found.words.extend(cached.free.iter().copied().map(Addr));
     let caches = blocks.iter().filter(|b| cached.caches.contains(&b.start.0));
-    found.structures.extend(caches.map(|cache| cache.range()));
+    found.structures.extend(caches.map(Block::range));
     found
         .addresses
         .extend(cached.caches.iter().copied().map(Addr));

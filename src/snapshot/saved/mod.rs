@@ -10,6 +10,8 @@ mod image;
 mod layout;
 mod note;
 mod open;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use container::{ContainerError, Damage, SeekableFile};
