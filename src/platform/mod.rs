@@ -12,6 +12,8 @@ mod process;
 
 pub use debuginfod::Debuginfod;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
+#[cfg(all(target_os = "linux", any(test, fuzzing)))]
+pub use linux::fuzzing;
 #[cfg(target_os = "linux")]
 pub use linux::{
     CaptureError, CommandEnd, CommandLine, Disposition, Ending, FolderError, Follow, FollowEvent,

@@ -2,6 +2,8 @@
 
 mod components;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod graph;
 mod index;
 mod leak;
@@ -9,7 +11,7 @@ mod leaks;
 mod mark;
 mod root;
 mod roots;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 mod threads;
 mod window;

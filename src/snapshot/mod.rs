@@ -12,6 +12,8 @@
 pub mod core;
 mod dynamic;
 mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod module;
 mod region;
 mod thread;
@@ -73,7 +75,7 @@ impl Snapshot {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Snapshot {
     /// A snapshot of `memory`, of which nothing else is known.
     pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
