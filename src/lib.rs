@@ -20,6 +20,8 @@ pub mod stacklog;
 pub mod heap;
 pub mod scan;
 
+pub mod content;
+
 pub mod symbolize;
 
 pub mod report;

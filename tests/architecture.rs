@@ -15,6 +15,7 @@ const ORDER: [&str; 13] = [
     "preload",
     "heap",
     "scan",
+    "content",
     "symbolize",
     "report",
     "cli",

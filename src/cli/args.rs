@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use crate::platform::Choice;
 use crate::scan::RootKind;
+use crate::snapshot::ContentLevel;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -40,6 +41,21 @@ rleaks [OPTIONS] <TARGET|--name <NAME>>
 
 /// What names a process that runs already, instead of a command to run.
 const RUNNING: [&str; 5] = ["target", "name", "newest", "oldest", "all"];
+
+/// What says how to look for leaks, or what to show of them.
+const OF_REPORTS: [&str; 11] = [
+    "json",
+    "list",
+    "group_by_type",
+    "limit",
+    "no_stacks",
+    "no_sources",
+    "exclude",
+    "no_roots",
+    "unaligned",
+    "leak_status",
+    "follow_children",
+];
 
 /// Find leaked heap memory in a running process, without restarting or rebuilding it.
 ///
@@ -122,6 +138,8 @@ pub(crate) struct LeaksArgs {
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
 }
 
 /// Scanning a program when it ends.
@@ -326,6 +344,10 @@ pub(crate) struct OutputArgs {
     #[arg(long, value_name = "N", conflicts_with = "json")]
     pub(crate) limit: Option<usize>,
     /// Leave out what the leaked blocks contain.
+    ///
+    /// With --output-graph, save what finds the leaks, and nothing else of what memory holds: the
+    /// words that are references, and what allocators keep of their blocks. The command line and
+    /// the environment are left out. Such a file gives the same leaks.
     #[arg(long)]
     pub(crate) no_content: bool,
     /// Leave out the call stacks that allocated the leaks.
@@ -350,6 +372,41 @@ pub(crate) struct OutputArgs {
     /// When to use colours.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
+}
+
+/// Saving a snapshot instead of a report.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Save")]
+pub(crate) struct SaveArgs {
+    /// Save a snapshot in FILE, to be scanned later with `rleaks FILE`, instead of a report.
+    ///
+    /// It is a core file, which debuggers open too. Where FILE is a directory, the file in it is
+    /// named after the process. A file of that name is replaced when the new one is whole; only its
+    /// owner can read it. The exit status is 0 if it was saved.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    #[arg(conflicts_with_all = OF_REPORTS)]
+    pub(crate) output_graph: Option<PathBuf>,
+    /// Compress the file, so that it can still be read from any place; `zstd -d` makes a plain core file of
+    /// it.
+    #[arg(long, requires = "output_graph")]
+    pub(crate) compress: bool,
+    /// Save all that memory holds. That is what is done without any of the three.
+    #[arg(long, requires = "output_graph", conflicts_with_all = ["readonly_content", "no_content"])]
+    pub(crate) full_content: bool,
+    /// Save what finds the leaks, and what read-only memory of files holds.
+    #[arg(long, requires = "output_graph", conflicts_with = "no_content")]
+    pub(crate) readonly_content: bool,
+}
+
+impl LeaksArgs {
+    /// How much of what memory holds is to be saved.
+    pub(crate) fn content_level(&self) -> ContentLevel {
+        match (self.output.no_content, self.save.readonly_content) {
+            (true, _) => ContentLevel::None,
+            (_, true) => ContentLevel::Readonly,
+            _ => ContentLevel::Full,
+        }
+    }
 }
 
 /// A class of roots, as it is typed.

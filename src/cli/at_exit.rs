@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 
 use super::ExitStatus;
 use super::args::LeaksArgs;
-use super::capture::capture_at_end;
+use super::capture::{Purpose, capture_at_end};
 use super::error::{self, printable};
 use super::{leaks, preload};
 use crate::platform::{
@@ -169,7 +169,7 @@ impl Outcome {
             // When it was captured it ends, and its files are out of reach.
             let files = TargetFiles::of_process(pid);
             let method = args.scan.snapshot.into();
-            Ok((capture_at_end(ending, method)?, files))
+            Ok((capture_at_end(ending, method, Purpose::Scan)?, files))
         });
         match report {
             Ok(mut report) => {

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::addr::Addr;
+use anyhow::Context;
+
+use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::{self, Exporter, Heap, HeapError, embedded_allocator};
 use crate::platform::{
     CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
 };
+use crate::memory::{Excerpt, Reads};
+use crate::snapshot::saved::{HeapFacts, Saved};
 use crate::snapshot::{Method, Snapshot, Thread};
 use crate::stacklog::StackLog;
 
@@ -27,6 +31,12 @@ pub(super) struct Captured {
     pub(super) log: Option<StackLog>,
     /// The modules with a malloc.
     pub(super) exporters: Vec<Exporter>,
+    /// What beside the snapshot the walk depended on.
+    pub(super) facts: HeapFacts,
+    /// How many of the snapshot's warnings are of the capture itself.
+    pub(super) capture_warnings: usize,
+    /// Parts of the modules' files, where the snapshot is to be saved.
+    pub(super) parts: ModuleParts,
     /// With [`Method::Stream`] the target stands still until this is released.
     pub(super) stopped: Option<Stopped>,
 }
@@ -37,6 +47,54 @@ struct Prepared {
     exporters: Vec<Exporter>,
     /// The allocator that is linked into the executable.
     embedded: Option<&'static str>,
+    parts: ModuleParts,
+}
+
+/// What the search for allocators reads of the modules' files, which no snapshot has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ModuleParts {
+    /// The memory that was read.
+    pub(super) read: RangeSet,
+    /// The pages of it.
+    pub(super) pages: Excerpt,
+}
+
+impl ModuleParts {
+    /// Copies the pages of what was `read`, the first one of each module, and the vdso, from the
+    /// target, which runs.
+    fn copy(survey: &Survey, read: RangeSet) -> Self {
+        const PAGE: u64 = 4096;
+        let first_pages = survey.modules.iter().map(|module| {
+            let is_vdso = module.path == "[vdso]";
+            let ends = module.segments.iter().map(|segment| segment.range.end);
+            let end = ends.max().filter(|_| is_vdso);
+            let page = AddrRange::with_size(module.base, 1);
+            AddrRange::new(module.base, end.unwrap_or(page.end))
+        });
+        let pages: RangeSet = read
+            .ranges()
+            .iter()
+            .copied()
+            .chain(first_pages)
+            .filter_map(|range| {
+                let start = range.start.align_down(PAGE);
+                Some(AddrRange::new(start, range.end.align_up(PAGE)?))
+            })
+            .collect();
+        Self {
+            pages: Excerpt::copy(survey.memory(), pages.ranges().iter().copied()),
+            read,
+        }
+    }
+}
+
+/// What a snapshot is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be looked at, and forgotten.
+    Scan,
+    /// To be saved.
+    Save,
 }
 
 /// What came of one stop.
@@ -49,14 +107,18 @@ enum Attempt {
 
 /// Captures `target`. Where a stop finds a thread inside malloc, the target goes on for some
 /// milliseconds and is stopped again.
-pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Captured> {
+pub(super) fn capture(
+    target: &Target,
+    method: Method,
+    purpose: Purpose,
+) -> anyhow::Result<Captured> {
     // The threads that copy exist before the target is stopped.
     rayon::broadcast(|_| ());
     let mut prepared = None;
     let mut late_stops = 0;
     let mut sleepers = BTreeSet::new();
     for stop in 1..MAX_STOPS {
-        let ready = prepare(target, method, prepared.take());
+        let ready = prepare(target, (method, purpose), prepared.take());
         match ready.and_then(|ready| attempt(target, ready, &mut sleepers)) {
             Ok(Attempt::Captured(captured)) => return Ok(*captured),
             Ok(Attempt::Again(still_good)) => prepared = still_good.map(|good| *good),
@@ -66,12 +128,12 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
         // Different each time, so that a thread with a rhythm is met at different points of it.
         std::thread::sleep(Duration::from_millis(u64::from(stop % 10 + 1)));
     }
-    last_attempt(target, prepare(target, method, prepared)?)
+    last_attempt(target, prepare(target, (method, purpose), prepared)?)
 }
 
 fn prepare(
     target: &Target,
-    method: Method,
+    (method, purpose): (Method, Purpose),
     prepared: Option<Prepared>,
 ) -> anyhow::Result<Prepared> {
     if interrupt_flag().load(Ordering::Relaxed) {
@@ -82,8 +144,15 @@ fn prepare(
     }
     let survey = target.survey(method)?;
     let executable = survey.executable();
+    let reads = Reads::new(survey.memory());
+    let exporters = heap::exporters(&reads, &survey.modules);
+    let read = reads.ranges();
     Ok(Prepared {
-        exporters: heap::exporters(survey.memory(), &survey.modules),
+        exporters,
+        parts: match purpose {
+            Purpose::Scan => ModuleParts::default(),
+            Purpose::Save => ModuleParts::copy(&survey, read),
+        },
         embedded: executable.and_then(|file| {
             embedded_allocator(file.size(), |offset, buf| file.read_at(offset, buf))
         }),
@@ -118,27 +187,20 @@ fn attempt(
     if stopped.has_other_modules(&prepared.survey) {
         return Ok(Attempt::Again(None));
     }
-    let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let log = stack_log(&mut snapshot, &prepared.exporters);
-    let walk = heap::walk(
-        &snapshot,
-        &prepared.exporters,
-        prepared.embedded,
-        log.as_ref(),
-    )?;
-    if !walk.is_clean() {
-        return Ok(Attempt::Again(None));
-    }
-    let interposition = heap::interposition_warning(&prepared.exporters);
-    snapshot.warnings.extend(walk.warnings);
-    snapshot.warnings.extend(interposition);
-    Ok(Attempt::Captured(Box::new(Captured {
-        snapshot,
-        heap: walk.heap,
-        log,
+    let (snapshot, stopped) = stopped.capture(prepared.survey)?;
+    let found = Found {
         exporters: prepared.exporters,
-        stopped,
-    })))
+        embedded: prepared.embedded,
+        inside_malloc: None,
+    };
+    let captured = found.walk(snapshot)?;
+    Ok(captured.map_or(Attempt::Again(None), |captured| {
+        Attempt::Captured(Box::new(Captured {
+            stopped,
+            parts: prepared.parts,
+            ..captured
+        }))
+    }))
 }
 
 /// Stops the target a last time.
@@ -149,11 +211,15 @@ fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured>
 
 /// Captures a process that stands at its end. There is no second attempt: a thread that was killed
 /// inside malloc stays there.
-pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<Captured> {
+pub(super) fn capture_at_end(
+    ending: Ending,
+    method: Method,
+    purpose: Purpose,
+) -> anyhow::Result<Captured> {
     // The threads that copy exist before memory is copied.
     rayon::broadcast(|_| ());
     let target = Target::new(ending.pid);
-    let prepared = prepare(&target, method, None)?;
+    let prepared = prepare(&target, (method, purpose), None)?;
     let stopped = ending.stopped(&target, &prepared.survey)?;
     accept(stopped, prepared)
 }
@@ -161,24 +227,85 @@ pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<C
 /// Takes what is found, where a thread that stands inside malloc explains what is wrong with it.
 fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
     let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
-    let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let log = stack_log(&mut snapshot, &prepared.exporters);
-    let walk = heap::walk(
-        &snapshot,
-        &prepared.exporters,
-        prepared.embedded,
-        log.as_ref(),
-    )?;
-    let (heap, warnings) = walk.settle(inside_malloc)?;
-    snapshot.warnings.extend(warnings);
-    let interposition = heap::interposition_warning(&prepared.exporters);
-    snapshot.warnings.extend(interposition);
-    Ok(Captured {
-        snapshot,
-        heap,
-        log,
+    let (snapshot, stopped) = stopped.capture(prepared.survey)?;
+    let found = Found {
         exporters: prepared.exporters,
+        embedded: prepared.embedded,
+        inside_malloc: Some(inside_malloc),
+    };
+    let captured = found.walk(snapshot)?.context("there is no other attempt")?;
+    Ok(Captured {
         stopped,
+        parts: prepared.parts,
+        ..captured
+    })
+}
+
+/// What is known of the allocators of a snapshot before its heap is walked.
+struct Found {
+    exporters: Vec<Exporter>,
+    embedded: Option<&'static str>,
+    /// Whether a thread stands inside malloc; `None` where a heap that does not fit together is not
+    /// taken.
+    inside_malloc: Option<bool>,
+}
+
+impl Found {
+    /// Walks the heap of `snapshot`. `None` where it is not to be taken.
+    fn walk(self, mut snapshot: Snapshot) -> anyhow::Result<Option<Captured>> {
+        let capture_warnings = snapshot.warnings.len();
+        let log = stack_log(&mut snapshot, &self.exporters);
+        let walk = heap::walk(&snapshot, &self.exporters, self.embedded, log.as_ref())?;
+        let (heap, warnings) = match self.inside_malloc {
+            None if !walk.is_clean() => return Ok(None),
+            None => walk.settle(false)?,
+            Some(inside_malloc) => walk.settle(inside_malloc)?,
+        };
+        snapshot.warnings.extend(warnings);
+        let interposition = heap::interposition_warning(&self.exporters);
+        snapshot.warnings.extend(interposition);
+        Ok(Some(Captured {
+            facts: HeapFacts {
+                embedded: self.embedded.map(str::to_owned),
+                inside_malloc: self.inside_malloc.unwrap_or(false),
+                stack_log: heap::stack_log(&self.exporters),
+            },
+            capture_warnings,
+            parts: ModuleParts::default(),
+            snapshot,
+            heap,
+            log,
+            exporters: self.exporters,
+            stopped: None,
+        }))
+    }
+}
+
+/// Walks the heap of a snapshot that was saved.
+pub(super) fn of_saved(saved: Saved) -> anyhow::Result<Captured> {
+    let Saved {
+        snapshot,
+        images,
+        parts,
+        heap: facts,
+    } = saved;
+    let embedded = facts.embedded.as_deref().and_then(heap::embedded_named);
+    let reads = Reads::new(&images);
+    let exporters = heap::exporters(&reads, &snapshot.modules);
+    let read = reads.ranges();
+    let found = Found {
+        exporters,
+        embedded,
+        inside_malloc: Some(facts.inside_malloc),
+    };
+    let captured = found.walk(snapshot)?;
+    let captured = captured.context("a saved heap is taken as it is")?;
+    Ok(Captured {
+        parts: ModuleParts {
+            pages: Excerpt::copy(&images, parts.into_iter()),
+            read,
+        },
+        ..captured
     })
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::ExitStatus;
 use super::args::HeapArgs;
-use super::capture::capture;
+use super::capture::{Purpose, capture};
 use super::error;
 use super::target;
 use crate::heap::Heap;
@@ -78,7 +78,7 @@ fn output(args: &HeapArgs) -> anyhow::Result<Box<dyn Write>> {
 }
 
 fn read_and_print(pid: u32, args: &HeapArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let captured = capture(&Target::new(pid), Method::Copy)?;
+    let captured = capture(&Target::new(pid), Method::Copy, Purpose::Scan)?;
     let written = match args.json {
         None => write_text(pid, &captured.heap, out),
         Some(_) => write_json(pid, &captured.heap, out),

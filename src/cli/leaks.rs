@@ -10,18 +10,20 @@ use rayon::prelude::*;
 
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
-use super::capture::{Captured, capture};
+use super::capture::{Captured, Purpose, capture};
 use super::error;
 use super::phases::Phases;
 use super::stacks;
 use super::target;
+use super::{save, saved};
 use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
-use crate::snapshot::{Method, Snapshot};
+use crate::snapshot::saved::Damage;
+use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
 use crate::symbolize::{Describer, Description, Symbolizer};
 use crate::warning::{Bias, Warning};
@@ -32,6 +34,13 @@ const DESCRIBED_BYTES: u64 = 4096;
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
 /// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    if let Some(path) = &args.save.output_graph {
+        return save::save(args, path);
+    }
+    if let Some(path) = target::file(&args.target) {
+        return scan_file(path, args)
+            .with_context(|| format!("cannot scan {}", error::printable(path)));
+    }
     let processes = target::find(&args.target)?;
     if let (Some(path), true) = (json_file(args), args.target.is_all()) {
         // Emptied before the first of several reports.
@@ -50,11 +59,42 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
+/// Scans a file and prints its report.
+fn scan_file(path: &str, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    let mut damage = Damage::default();
+    let report = scan(args, || {
+        let (captured, files, found) = saved::read(Path::new(path))?;
+        check_content(&captured, args)?;
+        damage = found;
+        Ok((captured, files))
+    })?;
+    if let Some(error) = damage.error() {
+        return Err(error.clone().into());
+    }
+    print(&report, args, false)?;
+    Ok(if report.has_leaks() {
+        ExitStatus::Leaks
+    } else {
+        ExitStatus::Done
+    })
+}
+
+/// A snapshot without content has only aligned references.
+fn check_content(captured: &Captured, args: &LeaksArgs) -> anyhow::Result<()> {
+    let is_full = captured.snapshot.capture.content == ContentLevel::Full;
+    anyhow::ensure!(
+        is_full || !args.scan.unaligned,
+        "--unaligned needs the content, and the snapshot was saved without it: save one with \
+         --full-content"
+    );
+    Ok(())
+}
+
 /// Scans the process `pid` and prints its report.
 pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let method = args.scan.snapshot.into();
     let report = scan(args, || {
-        let captured = capture(&Target::new(pid), method)?;
+        let captured = capture(&Target::new(pid), method, Purpose::Scan)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
     })?;
@@ -116,7 +156,9 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let descriptions = describe(&describer, heap, &leaks, &args.output);
+    let shows_content =
+        !args.output.no_content && snapshot.capture.content == ContentLevel::Full;
+    let descriptions = describe(&describer, heap, &leaks, shows_content);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
         index.map_or_else(
@@ -139,6 +181,14 @@ fn analyse(
     Ok(report)
 }
 
+/// The leaks of a captured target, whose roots are all roots that there are.
+pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
+    let index = BlockIndex::new(&captured.heap.blocks)?;
+    let graph = extract(captured, &index, &[], Alignment::Words)?;
+    let marks = scan::mark(&graph);
+    Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
+}
+
 /// Finds what the blocks and roots reference, and which blocks the roots reach.
 fn reach(
     captured: &Captured,
@@ -147,7 +197,13 @@ fn reach(
 ) -> anyhow::Result<(Graph, Marks)> {
     phases.begin("extract references");
     let index = BlockIndex::new(&captured.heap.blocks)?;
-    let graph = extract(captured, &index, args)?;
+    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+    let alignment = if args.unaligned {
+        Alignment::Bytes
+    } else {
+        Alignment::Words
+    };
+    let graph = extract(captured, &index, &excluded, alignment)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
@@ -172,21 +228,20 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
     result.context("cannot start the threads that --threads asks for")
 }
 
-fn extract(captured: &Captured, index: &BlockIndex<'_>, args: &ScanArgs) -> anyhow::Result<Graph> {
-    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+fn extract(
+    captured: &Captured,
+    index: &BlockIndex<'_>,
+    excluded: &[RootKind],
+    alignment: Alignment,
+) -> anyhow::Result<Graph> {
     let Captured { snapshot, heap, .. } = captured;
     let log = captured.log.as_ref().map(StackLog::own_memory);
     let roots = scan::roots(
         snapshot,
         heap,
         log.unwrap_or(&RangeSet::default()),
-        &excluded,
+        excluded,
     );
-    let alignment = if args.unaligned {
-        Alignment::Bytes
-    } else {
-        Alignment::Words
-    };
     let interrupted = || interrupt_flag().load(Ordering::Relaxed);
     Ok(Graph::extract(
         &*snapshot.memory,
@@ -212,7 +267,7 @@ fn describe(
     describer: &Describer<'_>,
     heap: &Heap,
     leaks: &[Leak],
-    output: &OutputArgs,
+    shows_content: bool,
 ) -> Vec<Description> {
     leaks
         .par_iter()
@@ -222,7 +277,7 @@ fn describe(
                 .and_then(|b| heap.blocks.get(b));
             match block {
                 None => Description::default(),
-                Some(block) if output.no_content => Description {
+                Some(block) if !shows_content => Description {
                     type_name: describer.type_name(block),
                     content: None,
                 },

@@ -10,6 +10,9 @@ use clap::CommandFactory;
 use super::args::{Args, TargetArgs};
 use crate::platform::{self, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
 
+/// The first bytes of a file that zstd has compressed.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
 /// What the word that names the target is.
 #[derive(Debug, PartialEq, Eq)]
 enum Word<'a> {
@@ -49,6 +52,14 @@ pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
     }
 }
 
+/// The file that `args` name, if it is one.
+pub(crate) fn file(args: &TargetArgs) -> Option<&str> {
+    match word(args) {
+        Word::File(path) => Some(path),
+        Word::Pid(_) | Word::Name(_) => None,
+    }
+}
+
 /// Says whether `name` is a command, as in `rleaks --list demo`, where it stands for a process.
 fn is_command(name: &str) -> bool {
     Args::command().find_subcommand(name).is_some()
@@ -81,7 +92,7 @@ fn starts_as_core(path: &Path) -> bool {
     }
     let mut header = [0; 18];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok() && is_core_header(&header)
+    read.is_ok() && (is_core_header(&header) || header.starts_with(&ZSTD_MAGIC))
 }
 
 /// Looks at the magic number, the byte order and the type of an ELF header.

@@ -5,9 +5,13 @@
 //! here and nowhere else.
 
 mod debuginfod;
+#[cfg(unix)]
+mod disk_file;
 mod find;
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(unix)]
+mod new_file;
 mod process;
 
 pub use debuginfod::Debuginfod;
@@ -23,4 +27,8 @@ pub use linux::{
     kernel_release, make_public, page_map, private_folder, privileges, process, processes,
     put_file, thread_count, tracer, visible_pid, watched, watched_command,
 };
+#[cfg(unix)]
+pub use disk_file::DiskFile;
+#[cfg(unix)]
+pub use new_file::{NewFile, Written};
 pub use process::{ProcessInfo, ProcessState, signal_name, user_name};

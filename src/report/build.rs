@@ -16,7 +16,7 @@ use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::memory::Width;
 use crate::scan::{self, LeakKind};
-use crate::snapshot::{self, Method, Snapshot};
+use crate::snapshot::{self, Method, Snapshot, Source};
 use crate::stacklog::{Allocations, LogHeader, LogMode};
 use crate::symbolize::Description;
 
@@ -71,7 +71,10 @@ impl Report {
 fn target(snapshot: &Snapshot) -> Target {
     let process = &snapshot.process;
     Target {
-        kind: TargetKind::Process,
+        kind: match snapshot.source {
+            Source::Process => TargetKind::Process,
+            Source::Snapshot => TargetKind::Snapshot,
+        },
         pid: Some(process.pid),
         name: process.name.clone(),
         executable: process.executable.clone(),

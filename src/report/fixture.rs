@@ -28,6 +28,7 @@ pub(super) fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> S
 /// A stopped Mono with four threads and nothing to read.
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
+        source: crate::snapshot::Source::Process,
         width: crate::memory::Width::Eight,
         process: Process {
             pid: 4242,
@@ -35,6 +36,7 @@ pub(super) fn snapshot() -> Snapshot {
             name: "mono-sgen".to_owned(),
             executable: "/usr/bin/mono-sgen".to_owned(),
             command_line: vec!["mono-sgen".to_owned(), "program.exe".to_owned()],
+            user: 1000,
         },
         capture: Capture {
             taken_at: UNIX_EPOCH + Duration::from_secs(1_795_356_191),
@@ -43,6 +45,7 @@ pub(super) fn snapshot() -> Snapshot {
             pause: Duration::from_micros(12_300),
             longest_pause: Duration::from_micros(8_000),
             memory_bytes: 123_456,
+            content: crate::snapshot::ContentLevel::Full,
         },
         regions: Vec::new(),
         modules: Vec::new(),

@@ -23,3 +23,4 @@ pub use leaks::{LeakSummary, leaks, summarize};
 pub use mark::{Marks, mark};
 pub use root::{Root, RootKind, RootSource};
 pub use roots::roots;
+pub use threads::{ThreadWords, thread_words};

@@ -77,6 +77,8 @@ impl Layout {
 struct PthreadStack {
     thread_pointer: Addr,
     block: AddrRange,
+    /// The words that say where the block is and how large.
+    described_at: [Addr; 2],
 }
 
 /// What the memory of threads is: first what is dead, then thread-local storage, then stacks.
@@ -122,6 +124,41 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     claims.extend(tls);
     claims.extend(stacks);
     claims
+}
+
+/// What of the memory of threads [`claims`] depends on.
+#[derive(Clone, Debug, Default)]
+pub struct ThreadWords {
+    /// Words that are no addresses: thread ids, and where stacks are.
+    pub words: Vec<Addr>,
+    /// Addresses of control blocks and of what is in lists of stacks.
+    pub addresses: Vec<Addr>,
+}
+
+/// The words by which the stacks of threads are found, of those too that have ended.
+#[must_use]
+pub fn thread_words(snapshot: &Snapshot) -> ThreadWords {
+    let memory = &*snapshot.memory;
+    let layout = Layout::of(snapshot);
+    let ended = ended_stacks(snapshot).unwrap_or_default().into_iter();
+    let cached = cached_stacks(snapshot).unwrap_or_default().into_iter();
+    let ended = ended.chain(cached).map(|stack| stack.thread_pointer);
+    let alive = snapshot.threads.iter().map(|thread| thread.thread_pointer);
+    let mut found = ThreadWords::default();
+    let mut seen: FxHashSet<Addr> = FxHashSet::default();
+    for pointer in alive.chain(ended).filter(|pointer| *pointer != Addr(0)) {
+        found.addresses.push(pointer);
+        found.words.push(pointer.saturating_add(layout.tid));
+        let stack = pthread_stack(memory, layout, pointer);
+        found.words.extend(stack.iter().flat_map(|stack| stack.described_at));
+        let node = pointer.saturating_add(layout.list);
+        if !seen.contains(&node) {
+            let nodes = ring(memory, layout.width, node).unwrap_or_default();
+            seen.extend(&nodes);
+            found.addresses.extend(nodes);
+        }
+    }
+    found
 }
 
 /// What is dead below the stack pointer of `thread`, and its live stacks: the one that it runs on,
@@ -213,19 +250,26 @@ fn pthread_stack(memory: &dyn Memory, layout: Layout, pointer: Addr) -> Option<P
     let mut bytes = vec![0; usize::try_from(end.saturating_sub(first)).ok()?];
     let count = memory.read(pointer.saturating_add(first), &mut bytes);
     let words: Vec<u64> = width.words(bytes.get(..count)?).collect();
-    words
+    let blocks = words
         .array_windows()
-        .map(|[start, size]| AddrRange::with_size(Addr(*start), *size))
-        .find(|block| {
+        .map(|[start, size]| AddrRange::with_size(Addr(*start), *size));
+    (0_u64..)
+        .zip(blocks)
+        .find(|(_, block)| {
             block.start.is_aligned(PAGE)
                 && block.end.is_aligned(PAGE)
                 && block.size() >= SMALLEST_STACK
                 && block.contains(pointer)
                 && AddrRange::new(pointer, block.end).size() <= MAX_PTHREAD
         })
-        .map(|block| PthreadStack {
-            thread_pointer: pointer,
-            block,
+        .map(|(index, block)| {
+            let offset = first.saturating_add(index.saturating_mul(width.bytes()));
+            let place = pointer.saturating_add(offset);
+            PthreadStack {
+                thread_pointer: pointer,
+                block,
+                described_at: [place, place.saturating_add(width.bytes())],
+            }
         })
 }
 

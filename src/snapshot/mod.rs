@@ -12,14 +12,17 @@
 pub mod core;
 mod dynamic;
 mod elf;
+mod extent;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod module;
 mod region;
+pub mod saved;
 mod thread;
 
 pub use dynamic::{DynamicSymbol, dynamic_string, dynamic_symbols, needed_libraries};
 pub use elf::modules;
+pub use extent::Extent;
 pub use module::{Module, Segment};
 pub use region::Region;
 pub use thread::Thread;
@@ -27,12 +30,16 @@ pub use thread::Thread;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::addr::Addr;
 use crate::memory::{Memory, Width};
 use crate::warning::Warning;
 
 /// A target at one instant.
 pub struct Snapshot {
+    /// Where it comes from.
+    pub source: Source,
     /// Who the target is.
     pub process: Process,
     /// The size of its pointers.
@@ -80,6 +87,7 @@ impl Snapshot {
     /// A snapshot of `memory`, of which nothing else is known.
     pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
         Self {
+            source: Source::Process,
             process: Process::default(),
             width: Width::default(),
             capture: Capture {
@@ -89,6 +97,7 @@ impl Snapshot {
                 pause: Duration::ZERO,
                 longest_pause: Duration::ZERO,
                 memory_bytes: 0,
+                content: ContentLevel::Full,
             },
             regions: Vec::new(),
             modules: Vec::new(),
@@ -113,8 +122,30 @@ impl fmt::Debug for Snapshot {
     }
 }
 
+/// Where a snapshot comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A living process.
+    Process,
+    /// A core file that rleaks has saved.
+    Snapshot,
+}
+
+/// How much of what the target's memory holds a snapshot has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContentLevel {
+    /// All of it.
+    #[default]
+    Full,
+    /// What read-only memory holds, and what is needed to find leaks.
+    Readonly,
+    /// What is needed to find leaks: references, and what allocators keep of their blocks.
+    None,
+}
+
 /// Who the target is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// The process id, in the namespace of rleaks.
     pub pid: u32,
@@ -126,10 +157,13 @@ pub struct Process {
     pub executable: String,
     /// The arguments it was started with.
     pub command_line: Vec<String>,
+    /// The number of its user.
+    pub user: u32,
 }
 
 /// The way a snapshot was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Method {
     /// The memory was copied while the target was stopped.
     Copy,
@@ -152,10 +186,12 @@ pub struct Capture {
     pub longest_pause: Duration,
     /// Bytes of the target's memory that the snapshot holds.
     pub memory_bytes: u64,
+    /// How much of what the memory holds is there.
+    pub content: ContentLevel,
 }
 
 /// A word that the kernel holds for the target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelValue {
     /// The word.
     pub value: u64,

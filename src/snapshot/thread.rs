@@ -1,10 +1,12 @@
 //! Threads: registers and where the stack is.
 
+use serde::{Deserialize, Serialize};
+
 use crate::addr::Addr;
 use crate::memory::Width;
 
 /// A thread of the target at the instant of the snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Thread {
     /// The thread id, in the namespace of rleaks.
     pub tid: u32,
@@ -15,6 +17,7 @@ pub struct Thread {
     /// The general registers, in the order of the kernel's `NT_PRSTATUS` set.
     pub general: Vec<u64>,
     /// The vector registers: the raw bytes of the kernel's `NT_X86_XSTATE` set.
+    #[serde(skip)]
     pub vector: Vec<u8>,
     /// The address of the next instruction.
     pub instruction_pointer: Addr,

@@ -3,7 +3,7 @@
 use std::mem::{offset_of, size_of};
 
 use super::format::{
-    AREAS, BLOCK_CHUNKS, IMAGES, ImageRecord, LIMIT_VARIABLE, MappingRecord, NODE_CHUNKS,
+    AREAS, BLOCK_CHUNKS, Header, IMAGES, ImageRecord, LIMIT_VARIABLE, MappingRecord, NODE_CHUNKS,
     SAMPLE_VARIABLE,
 };
 use super::header::{LogError, LogHeader, u64_at};
@@ -51,6 +51,12 @@ impl StackLog {
     #[must_use]
     pub fn own_memory(&self) -> &RangeSet {
         &self.own
+    }
+
+    /// Where its header is, in the recorder's own data.
+    #[must_use]
+    pub fn header_range(&self) -> AddrRange {
+        AddrRange::with_size(self.header_at, size_of::<Header>() as u64)
     }
 
     /// What the recorder could not do.

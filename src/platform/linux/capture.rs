@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
-use super::plan::{Plan, Source};
+use super::plan::{self, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
 use super::suspend::{SuspendError, Suspended};
@@ -14,7 +14,7 @@ use super::view::View;
 use super::{interrupt_flag, procfs};
 use crate::addr::{Addr, AddrRange};
 use crate::memory::Memory;
-use crate::snapshot::{self, Capture, Region, Snapshot, Thread};
+use crate::snapshot::{self, Capture, ContentLevel, Extent, Region, Snapshot, Thread};
 use crate::warning::{Bias, Warning};
 
 /// The target while it stands still. Dropping it lets the target go on.
@@ -70,19 +70,21 @@ impl Stopped {
     /// Says so when the page map cannot be read or memory cannot be had. Then the target runs on.
     pub fn capture(mut self, survey: Survey) -> Result<(Snapshot, Option<Self>), CaptureError> {
         let pid = self.target.pid;
-        let (plan, unread) = self.plan(&survey)?;
+        let (extent, unread) = self.plan(&survey)?;
         let width = self.view.width();
         let width = width.or_else(|| self.threads.iter().find_map(|thread| thread.width));
         let width = width.unwrap_or_default();
         let mut kernel_held = procfs::kernel_held(pid);
         let mut snapshot = Snapshot {
+            source: snapshot::Source::Process,
             capture: Capture {
                 taken_at: self.taken_at,
                 method: survey.method,
                 stops: 0,
                 pause: Duration::ZERO,
                 longest_pause: Duration::ZERO,
-                memory_bytes: plan.bytes(),
+                memory_bytes: extent.bytes(),
+                content: ContentLevel::Full,
             },
             modules: if self.has_other_modules(&survey) {
                 snapshot::modules(&self.view.memory, &self.regions)
@@ -103,20 +105,20 @@ impl Stopped {
         snapshot.warnings.append(&mut kernel_held.warnings);
         let Some(buffer) = survey.buffer else {
             let memory = View::open(pid)?.memory;
-            snapshot.memory = Box::new(StreamedMemory::new(plan, memory));
+            snapshot.memory = Box::new(StreamedMemory::new(extent, memory));
             return Ok((snapshot, Some(self)));
         };
-        let (memory, holes) = self.copy(plan, buffer)?;
+        let (memory, holes) = self.copy(extent, buffer)?;
         self.resume();
         snapshot.memory = Box::new(memory);
         snapshot.warnings.extend(unreadable(&holes));
-        self.target.account(&mut snapshot);
+        self.target.account(&mut snapshot.capture);
         Ok((snapshot, None))
     }
 
     /// What of the target's memory is read, and a warning of what is not.
-    fn plan(&self, survey: &Survey) -> Result<(Plan, Option<Warning>), CaptureError> {
-        let plan = Plan::new(&Source {
+    fn plan(&self, survey: &Survey) -> Result<(Extent, Option<Warning>), CaptureError> {
+        let plan = plan::plan(&Source {
             regions: &self.regions,
             survey: &survey.uses,
             pagemap: &self.view.pagemap,
@@ -128,10 +130,10 @@ impl Stopped {
 
     fn copy(
         &self,
-        plan: Plan,
+        extent: Extent,
         buffer: CopyBuffer,
     ) -> Result<(CopiedMemory, Vec<AddrRange>), CaptureError> {
-        let wanted = plan.bytes();
+        let wanted = extent.bytes();
         let buffer = if buffer.capacity() < wanted {
             // The target grew faster than expected.
             CopyBuffer::untouched(wanted).map_err(|error| CaptureError::Buffer(wanted, error))?
@@ -141,7 +143,7 @@ impl Stopped {
         let interrupted = || interrupt_flag().load(Ordering::Relaxed);
         let deadline = self.deadline;
         let is_over = || interrupted() || Instant::now() > deadline;
-        let copied = CopiedMemory::copy(plan, &self.view.memory, buffer, is_over);
+        let copied = CopiedMemory::copy(extent, &self.view.memory, buffer, is_over);
         if interrupted() {
             return Err(SuspendError::Interrupted.into());
         }
@@ -162,9 +164,14 @@ impl Stopped {
     }
 
     /// Lets the target go on, and enters into `snapshot` for how long it stood still.
-    pub fn release(mut self, snapshot: &mut Snapshot) {
+    pub fn release(self, snapshot: &mut Snapshot) {
+        self.account(&mut snapshot.capture);
+    }
+
+    /// The same, where the snapshot is still being read.
+    pub fn account(mut self, capture: &mut Capture) {
         self.resume();
-        self.target.account(snapshot);
+        self.target.account(capture);
     }
 }
 
@@ -175,9 +182,8 @@ impl Drop for Stopped {
 }
 
 impl Target {
-    fn account(&self, snapshot: &mut Snapshot) {
+    fn account(&self, capture: &mut Capture) {
         let pauses = self.pauses.borrow();
-        let capture = &mut snapshot.capture;
         capture.stops = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         capture.pause = pauses.iter().sum();
         capture.longest_pause = pauses.iter().max().copied().unwrap_or_default();

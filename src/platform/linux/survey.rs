@@ -12,7 +12,7 @@ use super::files::{RegularFile, TargetFiles};
 use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
-use super::plan::{Plan, Source};
+use super::plan::{Source, plan};
 use super::priority::Hurry;
 use super::regions::RegionUse;
 use super::shared_memory::MemoryFiles;
@@ -107,14 +107,14 @@ impl Target {
         let regions = view.regions()?;
         let uses = view.region_uses()?;
         let files = MemoryFiles::of_process(self.pid);
-        let plan = Plan::new(&Source {
+        let plan = plan(&Source {
             regions: &regions,
             survey: &uses,
             pagemap: &view.pagemap,
             files: &files,
             folder: &view.folder(),
         });
-        let (plan, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
+        let (extent, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
         let mut survey = Survey {
             process: view.process(),
             threads: u32::try_from(thread_count(self.pid)).unwrap_or(u32::MAX),
@@ -123,7 +123,7 @@ impl Target {
             images: images(&regions),
             modules: snapshot::modules(&view.memory, &regions),
             view,
-            bytes: plan.bytes(),
+            bytes: extent.bytes(),
             buffer: None,
             method,
             warnings: Vec::new(),

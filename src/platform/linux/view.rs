@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 use super::capture_error::{CaptureError, explained, proc_error};
 use super::pagemap::PageMap;
@@ -80,6 +81,7 @@ impl View {
                 .trim_end_matches(" (deleted)")
                 .to_owned(),
             command_line: arguments.split(|byte| *byte == 0).map(lossy).collect(),
+            user: fs::metadata(path(self.pid, self.tid, "")).map_or(0, |file| file.uid()),
         }
     }
 

@@ -1,0 +1,23 @@
+//! Snapshots in files: ELF core files with a note of rleaks' own.
+//!
+//! Debuggers open them as the core files that they are. The note has what a core file has no place
+//! for, so that a scan of the file gives the answer that a scan of the process gave: names of
+//! mappings, memory that reads as zeros, words that the kernel held.
+
+mod container;
+mod elf_notes;
+mod headers;
+mod image;
+mod layout;
+mod memory;
+mod note;
+mod open;
+mod write;
+
+pub use container::{ContainerError, Damage, SeekableFile};
+pub use headers::headers;
+pub use image::CoreImage;
+pub use memory::{SavedMemory, Stored};
+pub use note::{HeapFacts, NOTE_OWNER};
+pub use open::{CoreNote, Saved, SavedError, is_saved, open};
+pub use write::{Compressed, NewBytes, WriteError, write_plain};
