@@ -27,7 +27,7 @@ flags=(
     -Cllvm-args=-simplifycfg-branch-fold-threshold=0
 )
 # Naming the host keeps the flags from build scripts and procedural macros.
-RUSTFLAGS="${flags[*]}" cargo build --release --locked --target "$host" $(printf -- '--bin %s ' "$@")
+RUSTFLAGS="${flags[*]}" cargo build --release --target "$host" $(printf -- '--bin %s ' "$@")
 
 status=0
 for target in "$@"; do

@@ -197,7 +197,10 @@ impl<'a> Reads<'a> {
     #[must_use]
     pub fn ranges(self) -> RangeSet {
         let ranges = self.ranges.into_inner();
-        ranges.unwrap_or_else(PoisonError::into_inner).into_iter().collect()
+        ranges
+            .unwrap_or_else(PoisonError::into_inner)
+            .into_iter()
+            .collect()
     }
 }
 

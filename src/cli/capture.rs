@@ -8,10 +8,10 @@ use anyhow::Context;
 
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::{self, Exporter, Heap, HeapError, embedded_allocator};
+use crate::memory::{Excerpt, Reads};
 use crate::platform::{
     CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
 };
-use crate::memory::{Excerpt, Reads};
 use crate::snapshot::saved::{HeapFacts, Saved};
 use crate::snapshot::{Method, Snapshot, Thread};
 use crate::stacklog::StackLog;

@@ -156,8 +156,7 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let shows_content =
-        !args.output.no_content && snapshot.capture.content == ContentLevel::Full;
+    let shows_content = !args.output.no_content && snapshot.capture.content == ContentLevel::Full;
     let descriptions = describe(&describer, heap, &leaks, shows_content);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);

@@ -87,7 +87,10 @@ impl Place {
 /// `rleaks-NAME-PID-TIME.core`, with nothing in it that a shell would take for something else.
 fn file_name(name: &str, pid: u32, now: SystemTime, compress: bool) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let name: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    let name: String = name
+        .chars()
+        .map(|c| if is_plain(c) { c } else { '_' })
+        .collect();
     let time = rfc3339(now).replace(['-', ':'], "");
     let ending = if compress { ".zst" } else { "" };
     format!("rleaks-{name}-{pid}-{time}.core{ending}")
@@ -212,7 +215,9 @@ fn summary(snapshot: &Snapshot, path: &Path, written: &Written) -> String {
 
 pub(super) fn say(text: &str) {
     // There is nowhere to say that it could not be said.
-    let _ = io::stderr().lock().write_all(format!("rleaks: {text}\n").as_bytes());
+    let _ = io::stderr()
+        .lock()
+        .write_all(format!("rleaks: {text}\n").as_bytes());
 }
 
 #[cfg(test)]

@@ -70,7 +70,10 @@ impl<'a> ReducedMemory<'a> {
                 // The word that a block ends in is its own.
                 let end = block.range().end;
                 let end = end.align_up(self.width.bytes()).unwrap_or(end);
-                left.clear(AddrRange::new(start, block.start.align_down(self.width.bytes())));
+                left.clear(AddrRange::new(
+                    start,
+                    block.start.align_down(self.width.bytes()),
+                ));
                 start = start.max(end);
             }
             left.clear(AddrRange::new(start, owned.end));
@@ -108,7 +111,9 @@ impl Left<'_> {
     fn indices(&self, range: AddrRange) -> std::ops::Range<usize> {
         let index = |addr: Addr| {
             let offset = AddrRange::new(self.start, addr).size();
-            usize::try_from(offset).unwrap_or(usize::MAX).min(self.from.len())
+            usize::try_from(offset)
+                .unwrap_or(usize::MAX)
+                .min(self.from.len())
         };
         index(range.start)..index(range.end).max(index(range.start))
     }
@@ -128,7 +133,10 @@ impl Left<'_> {
     /// Keeps the aligned words of `range` of which `is_kept` says so.
     fn keep_words(&mut self, range: AddrRange, is_kept: impl Fn(u64) -> bool) {
         let size = self.width.size();
-        let start = range.start.align_up(self.width.bytes()).unwrap_or(range.end);
+        let start = range
+            .start
+            .align_up(self.width.bytes())
+            .unwrap_or(range.end);
         let indices = self.indices(AddrRange::new(start, range.end));
         let from = self.from.get(indices.clone()).unwrap_or_default();
         let to = self.to.get_mut(indices).unwrap_or_default();

@@ -16,9 +16,9 @@ mod recorded;
 mod stand_in;
 
 pub use block::{Block, Heap, Zone};
-pub use metadata::Metadata;
 pub use embedded::{embedded_allocator, embedded_named};
 pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log, waits_for_a_lock};
+pub use metadata::Metadata;
 pub use recorded::{Examples, Recorded};
 
 use glibc::Problem;

@@ -15,6 +15,8 @@ mod new_file;
 mod process;
 
 pub use debuginfod::Debuginfod;
+#[cfg(unix)]
+pub use disk_file::DiskFile;
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(all(target_os = "linux", any(test, fuzzing)))]
 pub use linux::fuzzing;
@@ -27,8 +29,6 @@ pub use linux::{
     kernel_release, make_public, page_map, private_folder, privileges, process, processes,
     put_file, thread_count, tracer, visible_pid, watched, watched_command,
 };
-#[cfg(unix)]
-pub use disk_file::DiskFile;
 #[cfg(unix)]
 pub use new_file::{NewFile, Written};
 pub use process::{ProcessInfo, ProcessState, signal_name, user_name};

@@ -112,7 +112,9 @@ mod tests {
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).expect("a folder");
         let name = |entry: io::Result<fs::DirEntry>| entry.expect("it").file_name();
-        entries.map(|e| name(e).into_string().expect("UTF-8")).collect()
+        entries
+            .map(|e| name(e).into_string().expect("UTF-8"))
+            .collect()
     }
 
     #[test]

@@ -6,9 +6,10 @@ use super::{
 };
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::fuzzing::Input;
-use crate::heap::{self, Block, Heap, glibc};
+use crate::heap::{self, Block, Exporter, Heap, glibc};
 use crate::memory::{FakeMemory, Memory, Width};
 use crate::snapshot::{Snapshot, Thread, fuzzing};
+use crate::stacklog::StackLog;
 
 /// The whole way from the images of a process to its leaks, where nothing is as it should be.
 pub fn modules(input: &[u8]) {
@@ -24,15 +25,22 @@ pub fn modules(input: &[u8]) {
         vector: input.iter().take(100).copied().collect(),
         ..Thread::default()
     }];
-    let memory = &*snapshot.memory;
-    let exporters = heap::exporters(memory, &snapshot.modules);
-    let _ = heap::is_inside_malloc(&snapshot.threads[0], memory, &exporters);
-    let _ = heap::interposition_warning(&exporters);
-    // The heap does not know whose memory it is.
-    if let Ok(walk) = heap::walk(&snapshot, &exporters, None, None) {
-        scan(&snapshot, &walk.heap);
+    let exporters = heap::exporters(&*snapshot.memory, &snapshot.modules);
+    walk_and_scan(&snapshot, &exporters);
+}
+
+/// What comes after the capture, whatever it was of.
+pub(crate) fn walk_and_scan(snapshot: &Snapshot, exporters: &[Exporter]) {
+    for thread in &snapshot.threads {
+        let _ = heap::is_inside_malloc(thread, &*snapshot.memory, exporters);
     }
-    scan(&snapshot, &Heap::default());
+    let _ = heap::interposition_warning(exporters);
+    let log = heap::stack_log(exporters).and_then(|at| StackLog::find(snapshot, at).ok()?);
+    if let Ok(walk) = heap::walk(snapshot, exporters, None, log.as_ref()) {
+        scan(snapshot, &walk.heap);
+    }
+    // Without a heap, all of it is a root.
+    scan(snapshot, &Heap::default());
 }
 
 /// A damaged heap whose threads have any registers, and blocks and roots of all sizes.

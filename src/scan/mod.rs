@@ -4,6 +4,8 @@ mod components;
 mod extract;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing_files;
 mod graph;
 mod index;
 mod leak;

@@ -150,7 +150,9 @@ pub fn thread_words(snapshot: &Snapshot) -> ThreadWords {
         found.addresses.push(pointer);
         found.words.push(pointer.saturating_add(layout.tid));
         let stack = pthread_stack(memory, layout, pointer);
-        found.words.extend(stack.iter().flat_map(|stack| stack.described_at));
+        found
+            .words
+            .extend(stack.iter().flat_map(|stack| stack.described_at));
         let node = pointer.saturating_add(layout.list);
         if !seen.contains(&node) {
             let nodes = ring(memory, layout.width, node).unwrap_or_default();

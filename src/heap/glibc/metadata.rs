@@ -18,8 +18,12 @@ pub fn metadata(snapshot: &Snapshot) -> Option<Metadata> {
     let (arenas, params) = (parts.arenas(), parts.params());
     let chunks = parts.chunks;
     let mut found = Metadata::default();
-    found.structures.extend(arenas.iter().map(super::Arena::range));
-    found.structures.extend(params.iter().map(super::Params::range));
+    found
+        .structures
+        .extend(arenas.iter().map(super::Arena::range));
+    found
+        .structures
+        .extend(params.iter().map(super::Params::range));
     for memories in &parts.memories {
         found.structures.extend(&memories.headers);
     }
@@ -35,7 +39,9 @@ pub fn metadata(snapshot: &Snapshot) -> Option<Metadata> {
     found.words.extend(cached.free.iter().copied().map(Addr));
     let caches = blocks.iter().filter(|b| cached.caches.contains(&b.start.0));
     found.structures.extend(caches.map(|cache| cache.range()));
-    found.addresses.extend(cached.caches.iter().copied().map(Addr));
+    found
+        .addresses
+        .extend(cached.caches.iter().copied().map(Addr));
     found.words.sort_unstable();
     found.words.dedup();
     Some(found)

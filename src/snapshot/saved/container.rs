@@ -111,7 +111,9 @@ impl SeekableFile {
     ///
     /// # Errors
     /// The table is damaged.
-    pub fn open(file: Box<dyn FileBytes>) -> Result<Result<Self, Box<dyn FileBytes>>, ContainerError> {
+    pub fn open(
+        file: Box<dyn FileBytes>,
+    ) -> Result<Result<Self, Box<dyn FileBytes>>, ContainerError> {
         let Some((count, has_checksums)) = footer(&*file) else {
             return Ok(Err(file));
         };
@@ -189,7 +191,9 @@ impl FileBytes for SeekableFile {
             let Some((frame, bytes)) = self.frames.get(index).zip(self.frame(index)) else {
                 break;
             };
-            let count = bytes.as_slice().read_at(at.saturating_sub(frame.plain_at), rest);
+            let count = bytes
+                .as_slice()
+                .read_at(at.saturating_sub(frame.plain_at), rest);
             if count == 0 {
                 break;
             }

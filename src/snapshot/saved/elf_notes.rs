@@ -73,9 +73,19 @@ pub(super) fn standard(snapshot: &Snapshot) -> Bytes {
     if let Some(thread) = first {
         status_note(&mut notes, snapshot, thread);
     }
-    note(&mut notes, "CORE", NT_PRPSINFO, &process(&snapshot.process, width));
+    note(
+        &mut notes,
+        "CORE",
+        NT_PRPSINFO,
+        &process(&snapshot.process, width),
+    );
     note(&mut notes, "CORE", NT_AUXV, &auxv(snapshot));
-    note(&mut notes, "CORE", NT_FILE, &files(&snapshot.regions, width));
+    note(
+        &mut notes,
+        "CORE",
+        NT_FILE,
+        &files(&snapshot.regions, width),
+    );
     if let Some(thread) = first {
         vector_notes(&mut notes, width, thread);
     }
@@ -192,7 +202,10 @@ fn auxv(snapshot: &Snapshot) -> Vec<u8> {
 
 /// Which files are mapped where: the ranges, then the names.
 fn files(regions: &[Region], width: Width) -> Vec<u8> {
-    let mapped: Vec<&Region> = regions.iter().filter(|region| !region.is_anonymous()).collect();
+    let mapped: Vec<&Region> = regions
+        .iter()
+        .filter(|region| !region.is_anonymous())
+        .collect();
     let mut bytes = Bytes::default();
     bytes.word(width, mapped.len() as u64);
     bytes.word(width, PAGE);

@@ -57,7 +57,9 @@ fn notes_in(file: &dyn FileBytes, start: u64, size: u64, notes: &mut Vec<CoreNot
         let owner = bytes(file, at.checked_add(12)?, name.min(64))?;
         let offset = at.checked_add(12)?.checked_add(name.next_multiple_of(4))?;
         notes.push(CoreNote {
-            owner: String::from_utf8_lossy(&owner).trim_end_matches('\0').to_owned(),
+            owner: String::from_utf8_lossy(&owner)
+                .trim_end_matches('\0')
+                .to_owned(),
             kind: u32::try_from(kind).ok()?,
             offset,
             size: content,

@@ -89,12 +89,20 @@ impl<'a> CoreImage<'a> {
 
     /// Fills `buf` with what is at `offset` of the file's memory; returns how much of it that is.
     fn read_memory(&self, offset: u64, buf: &mut [u8]) -> usize {
-        let after = self.layout.data.partition_point(|(start, _)| *start <= offset);
+        let after = self
+            .layout
+            .data
+            .partition_point(|(start, _)| *start <= offset);
         let found = after.checked_sub(1).and_then(|i| self.layout.data.get(i));
         let Some((start, load)) = found else { return 0 };
-        let from = load.range.start.saturating_add(offset.saturating_sub(*start));
+        let from = load
+            .range
+            .start
+            .saturating_add(offset.saturating_sub(*start));
         let available = AddrRange::new(from, load.range.end).size();
-        let size = usize::try_from(available).unwrap_or(usize::MAX).min(buf.len());
+        let size = usize::try_from(available)
+            .unwrap_or(usize::MAX)
+            .min(buf.len());
         let buf = buf.get_mut(..size).unwrap_or_default();
         let memory = match load.holds {
             Holds::Image => self.images,
@@ -114,7 +122,10 @@ impl<'a> CoreImage<'a> {
             if count > 0 {
                 continue;
             }
-            let page_end = at.saturating_add(1).align_up(PAGE).unwrap_or(Addr(u64::MAX));
+            let page_end = at
+                .saturating_add(1)
+                .align_up(PAGE)
+                .unwrap_or(Addr(u64::MAX));
             let page = usize::try_from(AddrRange::new(at, page_end).size()).unwrap_or(1);
             let size = page.min(rest.len());
             rest.get_mut(..size).unwrap_or_default().fill(0);
@@ -133,7 +144,9 @@ impl FileBytes for CoreImage<'_> {
         let mut done = 0_usize;
         while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = offset.saturating_add(done as u64);
-            let head = usize::try_from(at).ok().and_then(|at| self.layout.head.get(at..));
+            let head = usize::try_from(at)
+                .ok()
+                .and_then(|at| self.layout.head.get(at..));
             let count = match head {
                 Some(head) if !head.is_empty() => head.read_at(0, rest),
                 _ if at < self.layout.tail => self.read_memory(at, rest),

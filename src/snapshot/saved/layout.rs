@@ -133,12 +133,7 @@ impl Layout {
     /// Lays out `loads` behind `notes`; a note of `tail_size` bytes will follow them.
     ///
     /// `None` where a file of that size cannot be.
-    pub(super) fn new(
-        width: Width,
-        loads: &[Load],
-        notes: &[u8],
-        tail_size: u64,
-    ) -> Option<Self> {
+    pub(super) fn new(width: Width, loads: &[Load], notes: &[u8], tail_size: u64) -> Option<Self> {
         let sizes = Sizes::of(width);
         let count = u32::try_from(loads.len()).ok()?.checked_add(2)?;
         let has_many = count >= u32::from(PN_XNUM);
@@ -336,7 +331,10 @@ mod tests {
 
     #[test]
     fn small_holes_stay_in_a_segment_and_large_ones_end_it() {
-        let regions = [region(range(0x10000, 1 << 40)), region(range(1 << 41, 2 << 41))];
+        let regions = [
+            region(range(0x10000, 1 << 40)),
+            region(range(1 << 41, 2 << 41)),
+        ];
         let memory = Known(Extent {
             readable: [range(0x10000, 1 << 40)].into_iter().collect(),
             resident: vec![
@@ -387,7 +385,10 @@ mod tests {
 
     #[test]
     fn a_file_of_a_32_bit_class_is_not_made_where_it_would_be_too_large() {
-        let regions = [region(range(0x1000, 0xffff_f000)), region(range(1 << 32, 1 << 33))];
+        let regions = [
+            region(range(0x1000, 0xffff_f000)),
+            region(range(1 << 32, 1 << 33)),
+        ];
         let memory = Known(Extent {
             readable: regions.iter().map(|region| region.range).collect(),
             resident: regions.iter().map(|region| region.range).collect(),

@@ -83,14 +83,19 @@ pub fn open(
 ) -> Result<Saved, SavedError> {
     let mut beginning: Beginning = parsed(&**file, notes, BEGINNING)?;
     if beginning.format != FORMAT {
-        return Err(SavedError::Format(beginning.format, beginning.rleaks_version));
+        return Err(SavedError::Format(
+            beginning.format,
+            beginning.rleaks_version,
+        ));
     }
     let end: End = parsed(&**file, notes, END)?;
     check(&beginning, stored)?;
     read_vectors(&**file, notes, &mut beginning);
     let readable: RangeSet = beginning.readable.iter().copied().collect();
     let images: RangeSet = beginning.images.iter().copied().collect();
-    let own = stored.iter().filter(|part| !images.contains(part.range.start));
+    let own = stored
+        .iter()
+        .filter(|part| !images.contains(part.range.start));
     let memory = SavedMemory::new(file, own, readable.clone());
     let all = readable.ranges().iter().chain(images.ranges()).copied();
     let parts = images.ranges().to_vec();

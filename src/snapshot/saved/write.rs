@@ -56,14 +56,16 @@ pub fn write_plain(
 ) -> Result<(), WriteError> {
     out.set_size(image.size())?;
     let pieces = image.size().div_ceil(PIECE);
-    (0..pieces).into_par_iter().try_for_each_init(Vec::new, |buffer, piece| {
-        if is_over() {
-            return Err(WriteError::Interrupted);
-        }
-        let offset = piece.saturating_mul(PIECE);
-        read(image, offset, PIECE, buffer)?;
-        write_without_zeros(out, offset, buffer)
-    })
+    (0..pieces)
+        .into_par_iter()
+        .try_for_each_init(Vec::new, |buffer, piece| {
+            if is_over() {
+                return Err(WriteError::Interrupted);
+            }
+            let offset = piece.saturating_mul(PIECE);
+            read(image, offset, PIECE, buffer)?;
+            write_without_zeros(out, offset, buffer)
+        })
 }
 
 /// Fills `buffer` with up to `size` bytes at `offset`.
@@ -182,7 +184,11 @@ struct Work {
 
 impl Work {
     /// The size of the frame with this number and its compressed bytes.
-    fn compress(&mut self, bytes: &dyn FileBytes, frame: u64) -> Result<(u64, Vec<u8>), WriteError> {
+    fn compress(
+        &mut self,
+        bytes: &dyn FileBytes,
+        frame: u64,
+    ) -> Result<(u64, Vec<u8>), WriteError> {
         read(bytes, frame.saturating_mul(FRAME), FRAME, &mut self.buffer)?;
         let compressor = match &mut self.compressor {
             Some(compressor) => compressor,
