@@ -7,6 +7,10 @@ use crate::memory::Width;
 use crate::snapshot::core::FileBytes;
 
 const PIECE: u64 = 1 << 20;
+/// More segments and notes than the file of any process has: a file with holes, or a compressed one,
+/// can claim any number.
+const MAX_SEGMENTS: u64 = 1 << 20;
+const MAX_NOTES: usize = 1 << 21;
 
 /// The stored segments and the notes.
 #[must_use]
@@ -27,7 +31,12 @@ pub fn headers(file: &dyn FileBytes) -> Option<(Vec<Stored>, Vec<CoreNote>)> {
         let info = if width == Width::Four { 28 } else { 44 };
         count = word(Width::Four, &section, info)?;
     }
+    if count > MAX_SEGMENTS {
+        return None;
+    }
     let (mut stored, mut notes) = (Vec::new(), Vec::new());
+    // All of them could be the same large part of the file.
+    let mut notes_left = file.size();
     let table = bytes(file, at, count.checked_mul(size)?)?;
     for entry in table.chunks_exact(usize::try_from(size).ok()?) {
         let (offset, start, file_size) = match width {
@@ -41,7 +50,10 @@ pub fn headers(file: &dyn FileBytes) -> Option<(Vec<Stored>, Vec<CoreNote>)> {
                 range: AddrRange::with_size(Addr(start), file_size),
                 offset,
             }),
-            4 => notes_in(file, offset, file_size, &mut notes)?,
+            4 => {
+                notes_left = notes_left.checked_sub(file_size)?;
+                notes_in(file, offset, file_size, &mut notes)?;
+            }
             _ => {}
         }
     }
@@ -52,6 +64,9 @@ fn notes_in(file: &dyn FileBytes, start: u64, size: u64, notes: &mut Vec<CoreNot
     let end = start.checked_add(size)?;
     let mut at = start;
     while at < end {
+        if notes.len() >= MAX_NOTES {
+            return None;
+        }
         let header = bytes(file, at, 12)?;
         let [name, content, kind] = [0, 4, 8].map(|at| word(Width::Four, &header, at).unwrap_or(0));
         let owner = bytes(file, at.checked_add(12)?, name.min(64))?;
@@ -88,4 +103,44 @@ fn word(width: Width, bytes: &[u8], at: usize) -> Option<u64> {
 
 fn half(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A core file with `count` segments of notes, each of which has all of its bytes behind the
+    /// headers.
+    fn core(count: u16) -> Vec<u8> {
+        let mut file = vec![0; 64];
+        file[..5].copy_from_slice(b"\x7fELF\x02");
+        file[32] = 64;
+        file[56..58].copy_from_slice(&count.to_le_bytes());
+        let notes_at = 64 + 56 * u64::from(count);
+        for _ in 0..count {
+            let mut header = [0; 56];
+            header[0] = 4;
+            header[8..16].copy_from_slice(&notes_at.to_le_bytes());
+            header[32..40].copy_from_slice(&1200_u64.to_le_bytes());
+            file.extend(header);
+        }
+        file.resize(file.len() + 1200, 0);
+        file
+    }
+
+    #[test]
+    fn notes_that_all_lie_in_the_same_place_are_refused() {
+        let (_, notes) = headers(&core(1)).expect("a core file");
+        assert_eq!(notes.len(), 100);
+        assert_eq!(headers(&core(100)), None);
+    }
+
+    #[test]
+    fn more_segments_than_any_process_has_are_refused() {
+        let mut file = core(0);
+        file[56..58].fill(0xff);
+        // The section header that has the count is the file's own header here.
+        file[44..48].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(headers(&file), None);
+    }
 }
