@@ -165,6 +165,7 @@ fn analyse(
             |index| descriptions[index].clone(),
         )
     };
+    let is_reduced = snapshot.capture.content != ContentLevel::Full;
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
         allocations: &allocations,
@@ -174,6 +175,9 @@ fn analyse(
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
+    if is_reduced && !args.output.no_content {
+        report.warnings.push(without_content());
+    }
     let log = captured.log.as_ref();
     let unused = stacks::nothing_to_exclude(&args.output, log);
     report.warnings.extend(unused);
@@ -284,6 +288,14 @@ fn describe(
             }
         })
         .collect()
+}
+
+fn without_content() -> Warning {
+    Warning::new(
+        "no_content",
+        "the snapshot was saved without what the leaked blocks contain: it is not shown",
+        Bias::None,
+    )
 }
 
 fn unreadable(graph: &Graph) -> Option<Warning> {

@@ -20,7 +20,11 @@ pub(super) fn read(path: &Path) -> anyhow::Result<(Captured, TargetFiles, Damage
         }
         Err(plain) => (Arc::from(plain), Damage::default()),
     };
-    let (stored, notes) = saved::headers(&*file).context("it is no core file, or a damaged one")?;
+    let headers = saved::headers(&*file);
+    if let Some(damage) = damage.error() {
+        return Err(damage.clone().into());
+    }
+    let (stored, notes) = headers.context("it is no core file, or a damaged one")?;
     if !saved::is_saved(&notes) {
         return Err(anyhow!("it is no snapshot that rleaks has saved"));
     }

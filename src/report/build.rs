@@ -106,6 +106,7 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
         total_seconds: total.as_secs_f64(),
         threads,
         memory_bytes: capture.memory_bytes,
+        content: capture.content,
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::hex::Offset;
 use crate::addr::Addr;
 use crate::scan::LeakKind;
+use crate::snapshot::ContentLevel;
 use crate::warning::Warning;
 
 /// The version of the JSON format. New fields do not raise it, any other change does.
@@ -105,6 +106,9 @@ pub struct Capture {
     pub threads: u64,
     /// Bytes of the target's memory that the snapshot holds.
     pub memory_bytes: u64,
+    /// How much of what the memory holds is there: less than `full` only in a file.
+    #[serde(default)]
+    pub content: ContentLevel,
 }
 
 /// How a snapshot keeps the target's memory.

@@ -132,7 +132,9 @@ pub enum Source {
 }
 
 /// How much of what the target's memory holds a snapshot has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum ContentLevel {
     /// All of it.

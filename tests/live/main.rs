@@ -19,6 +19,7 @@ mod obstacles;
 mod programs;
 mod record;
 mod roots;
+mod saved;
 mod signals;
 mod stacks;
 #[path = "../support/mod.rs"]

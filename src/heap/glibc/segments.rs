@@ -70,8 +70,13 @@ pub(super) struct ArenaMemory {
 
 impl ArenaMemory {
     fn add(&mut self, segment: Segment, walk: Walk) {
-        let start = segment.start;
-        self.segments.push((segment, walk.range(start)));
+        self.add_from(segment.start, segment, walk);
+    }
+
+    /// Adds a segment of which memory from `start` on is the arena's: what alignment takes is in
+    /// front of the first chunk.
+    fn add_from(&mut self, start: Addr, segment: Segment, walk: Walk) {
+        self.segments.push((segment, walk.range(segment.start)));
         if let End::Broken(at) = walk.end {
             self.problems.push(Problem::Header(at));
         }
@@ -360,13 +365,13 @@ fn walk_elsewhere(
             while size < missing {
                 let left = missing.saturating_sub(size);
                 let found_one = mapped_segment(&mut search, arena, part, from, gap.end, left);
-                let Some((segment, walk)) = found_one else {
+                let Some((start, segment, walk)) = found_one else {
                     break;
                 };
-                let range = walk.range(segment.start);
+                let range = walk.range(start);
                 size = size.saturating_add(range.size());
                 from = range.end;
-                found.add(segment, walk);
+                found.add_from(start, segment, walk);
             }
         }
     }
@@ -382,7 +387,7 @@ fn mapped_segment(
     from: Addr,
     limit: Addr,
     missing: u64,
-) -> Option<(Segment, Walk)> {
+) -> Option<(Addr, Segment, Walk)> {
     let chunks = arena.layout.chunks;
     places(part, from, PAGE).find_map(|start| {
         let segment = Segment {
@@ -392,6 +397,6 @@ fn mapped_segment(
             top: arena.top,
             fence: Fence::Double,
         };
-        Some((segment, search.walk(segment)?))
+        Some((start, segment, search.walk(segment)?))
     })
 }

@@ -93,6 +93,7 @@ pub fn open(
     }
     let end: End = parsed(&**file, notes, END)?;
     check(&beginning, stored)?;
+    check_sizes(stored, file.size())?;
     read_vectors(&**file, notes, &mut beginning);
     let readable: RangeSet = beginning.readable.iter().copied().collect();
     let images = images(&beginning, stored)?;
@@ -211,6 +212,16 @@ fn check(beginning: &Beginning, stored: &[Stored]) -> Result<(), SavedError> {
     Ok(())
 }
 
+/// Segments that share bytes could stand for any amount of memory.
+fn check_sizes(stored: &[Stored], file_size: u64) -> Result<(), SavedError> {
+    let sizes = stored.iter().map(|part| part.range.size());
+    if sizes.fold(0, u64::saturating_add) > file_size {
+        let what = "its segments have more bytes than the file";
+        return Err(SavedError::Inconsistent(what.to_owned()));
+    }
+    Ok(())
+}
+
 /// Says whether `ranges` are in ascending order, not empty and without overlaps.
 fn is_ascending(ranges: impl Iterator<Item = AddrRange>) -> bool {
     let mut end = None;
@@ -244,6 +255,8 @@ mod tests {
             beginning.images = vec![range];
             assert_eq!(images(&beginning, &stored).is_ok(), is_good, "{range}");
         }
+        assert!(check_sizes(&stored, 0x2000).is_ok());
+        assert!(check_sizes(&stored, 0x1fff).is_err());
         let large = [Stored {
             range: part(0x1000, 1 << 40),
             offset: 0,
