@@ -14,6 +14,7 @@ mod mark;
 mod root;
 mod roots;
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), expect(dead_code, reason = "fuzzing needs a part of it"))]
 mod testing;
 mod threads;
 mod window;
