@@ -137,6 +137,8 @@ pub(crate) struct LeaksArgs {
     #[command(flatten)]
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
+    pub(crate) files: FileArgs,
+    #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) save: SaveArgs,
@@ -244,10 +246,25 @@ impl DoctorArgs {
 pub(crate) struct HeapArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
     /// Write the heap as JSON to standard output or, with =FILE, to a file.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "-", value_hint = ValueHint::FilePath)]
     pub(crate) json: Option<PathBuf>,
+}
+
+/// Where the files of a target are that is a core file.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Files")]
+pub(crate) struct FileArgs {
+    /// The executable of a target that is a core file or a snapshot, where it is not at its old path.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) exe: Option<PathBuf>,
+    /// The directory that has the files of a target that is a core file or a snapshot, as its root directory
+    /// had them: libraries, and their debug files.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) sysroot: Option<PathBuf>,
 }
 
 /// What to scan.

@@ -189,6 +189,7 @@ fn attempt(
     }
     let (snapshot, stopped) = stopped.capture(prepared.survey)?;
     let found = Found {
+        stack_log: heap::stack_log(&prepared.exporters),
         exporters: prepared.exporters,
         embedded: prepared.embedded,
         inside_malloc: None,
@@ -229,6 +230,7 @@ fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
     let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
     let (snapshot, stopped) = stopped.capture(prepared.survey)?;
     let found = Found {
+        stack_log: heap::stack_log(&prepared.exporters),
         exporters: prepared.exporters,
         embedded: prepared.embedded,
         inside_malloc: Some(inside_malloc),
@@ -242,19 +244,21 @@ fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
 }
 
 /// What is known of the allocators of a snapshot before its heap is walked.
-struct Found {
-    exporters: Vec<Exporter>,
-    embedded: Option<&'static str>,
+pub(super) struct Found {
+    pub(super) exporters: Vec<Exporter>,
+    pub(super) embedded: Option<&'static str>,
     /// Whether a thread stands inside malloc; `None` where a heap that does not fit together is not
     /// taken.
-    inside_malloc: Option<bool>,
+    pub(super) inside_malloc: Option<bool>,
+    /// Where the header of the malloc stack log is, if a recorder was loaded.
+    pub(super) stack_log: Option<Addr>,
 }
 
 impl Found {
     /// Walks the heap of `snapshot`. `None` where it is not to be taken.
-    fn walk(self, mut snapshot: Snapshot) -> anyhow::Result<Option<Captured>> {
+    pub(super) fn walk(self, mut snapshot: Snapshot) -> anyhow::Result<Option<Captured>> {
         let capture_warnings = snapshot.warnings.len();
-        let log = stack_log(&mut snapshot, &self.exporters);
+        let log = stack_log(&mut snapshot, self.stack_log);
         let walk = heap::walk(&snapshot, &self.exporters, self.embedded, log.as_ref())?;
         let (heap, warnings) = match self.inside_malloc {
             None if !walk.is_clean() => return Ok(None),
@@ -268,7 +272,7 @@ impl Found {
             facts: HeapFacts {
                 embedded: self.embedded.map(str::to_owned),
                 inside_malloc: self.inside_malloc.unwrap_or(false),
-                stack_log: heap::stack_log(&self.exporters),
+                stack_log: self.stack_log,
             },
             capture_warnings,
             parts: ModuleParts::default(),
@@ -297,6 +301,7 @@ pub(super) fn of_saved(saved: Saved) -> anyhow::Result<Captured> {
         exporters,
         embedded,
         inside_malloc: Some(facts.inside_malloc),
+        stack_log: facts.stack_log,
     };
     let captured = found.walk(snapshot)?;
     let captured = captured.context("a saved heap is taken as it is")?;
@@ -310,9 +315,8 @@ pub(super) fn of_saved(saved: Saved) -> anyhow::Result<Captured> {
 }
 
 /// The malloc stack log of `snapshot`. A log that cannot be used is a warning.
-fn stack_log(snapshot: &mut Snapshot, exporters: &[Exporter]) -> Option<StackLog> {
-    let header = heap::stack_log(exporters)?;
-    let log = StackLog::find(snapshot, header);
+fn stack_log(snapshot: &mut Snapshot, header: Option<Addr>) -> Option<StackLog> {
+    let log = StackLog::find(snapshot, header?);
     log.unwrap_or_else(|error| {
         snapshot.warnings.push(error.warning());
         None

@@ -63,7 +63,7 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
 fn scan_file(path: &str, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let mut damage = Damage::default();
     let report = scan(args, || {
-        let (captured, files, found) = saved::read(Path::new(path))?;
+        let (captured, files, found) = saved::read(Path::new(path), &args.files)?;
         check_content(&captured, args)?;
         damage = found;
         Ok((captured, files))

@@ -3,6 +3,7 @@
 mod args;
 mod at_exit;
 mod capture;
+mod core_file;
 mod demo;
 mod demo_target;
 mod doctor;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use super::args::FileArgs;
 use super::capture::Captured;
 use super::leaks;
 use super::saved;
@@ -67,7 +68,7 @@ impl Reduction {
     pub(super) fn check(&self, captured: &Captured, path: &Path) -> anyhow::Result<()> {
         const REMEDY: &str = "no snapshot without content can be made of this heap at this moment: \
                               try again, or save it with --full-content";
-        let (found, _, damage) = saved::read(path).context(REMEDY)?;
+        let (found, _, damage) = saved::read(path, &FileArgs::default()).context(REMEDY)?;
         if let Some(error) = damage.error() {
             return Err(error.clone().into());
         }

@@ -9,9 +9,7 @@ use clap::CommandFactory;
 
 use super::args::{Args, TargetArgs};
 use crate::platform::{self, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
-
-/// The first bytes of a file that zstd has compressed.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+use crate::snapshot::packed::Packing;
 
 /// What the word that names the target is.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,7 +90,8 @@ fn starts_as_core(path: &Path) -> bool {
     }
     let mut header = [0; 18];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok() && (is_core_header(&header) || header.starts_with(&ZSTD_MAGIC))
+    let magic = header.first_chunk().copied().unwrap_or_default();
+    read.is_ok() && (is_core_header(&header) || Packing::of_magic(magic).is_some())
 }
 
 /// Looks at the magic number, the byte order and the type of an ELF header.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::SystemTime;
 
 use crate::snapshot::core::FileBytes;
 
@@ -23,7 +24,14 @@ impl DiskFile {
         let mut options = File::options();
         // Opening a named pipe would wait for a writer.
         options.read(true).custom_flags(nix::libc::O_NONBLOCK);
-        let file = options.open(path)?;
+        Self::new(options.open(path)?)
+    }
+
+    /// An open file.
+    ///
+    /// # Errors
+    /// It is no regular file.
+    pub fn new(file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other("it is no regular file"));
@@ -33,6 +41,34 @@ impl DiskFile {
             file,
         })
     }
+}
+
+impl DiskFile {
+    /// An open regular `file` of this size.
+    pub(super) fn of(file: File, size: u64) -> Self {
+        Self { file, size }
+    }
+
+    /// When it was last written to.
+    #[must_use]
+    pub fn modified(&self) -> SystemTime {
+        let modified = self
+            .file
+            .metadata()
+            .and_then(|metadata| metadata.modified());
+        modified.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+}
+
+/// An empty file in `folder` that has no name, and is gone when it is closed.
+///
+/// # Errors
+/// No file can be made there, or not without a name.
+#[cfg(target_os = "linux")]
+pub fn unlinked_file(folder: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    options.custom_flags(nix::libc::O_TMPFILE).open(folder)
 }
 
 impl FileBytes for DiskFile {

@@ -16,7 +16,7 @@ mod process;
 
 pub use debuginfod::Debuginfod;
 #[cfg(unix)]
-pub use disk_file::DiskFile;
+pub use disk_file::{DiskFile, unlinked_file};
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
 #[cfg(all(target_os = "linux", any(test, fuzzing)))]
 pub use linux::fuzzing;

@@ -74,6 +74,7 @@ fn target(snapshot: &Snapshot) -> Target {
         kind: match snapshot.source {
             Source::Process => TargetKind::Process,
             Source::Snapshot => TargetKind::Snapshot,
+            Source::Core => TargetKind::Core,
         },
         pid: Some(process.pid),
         name: process.name.clone(),
@@ -82,10 +83,7 @@ fn target(snapshot: &Snapshot) -> Target {
         command_status: None,
         // A living process runs on this machine.
         os: std::env::consts::OS.to_owned(),
-        arch: match snapshot.width {
-            Width::Four => "i386".to_owned(),
-            Width::Eight => std::env::consts::ARCH.to_owned(),
-        },
+        arch: snapshot.machine.name().to_owned(),
         pointer_size: match snapshot.width {
             Width::Four => 4,
             Width::Eight => 8,
@@ -99,6 +97,7 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
         method: match capture.method {
             Method::Copy => CaptureMethod::Copy,
             Method::Stream => CaptureMethod::Stream,
+            Method::File => CaptureMethod::File,
         },
         stops: capture.stops,
         pause_seconds: known_pause(capture).map(|pause| pause.as_secs_f64()),
@@ -112,8 +111,12 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
 
 /// The sum of all stops, or `None` while a target that is read in place has not run again.
 fn known_pause(capture: &snapshot::Capture) -> Option<Duration> {
-    let still_stopped = capture.method == Method::Stream && capture.pause.is_zero();
-    (!still_stopped).then_some(capture.pause)
+    let is_known = match capture.method {
+        Method::Copy => true,
+        Method::Stream => !capture.pause.is_zero(),
+        Method::File => false,
+    };
+    is_known.then_some(capture.pause)
 }
 
 fn zones(heap: &Heap) -> Vec<Zone> {

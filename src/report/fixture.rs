@@ -29,6 +29,7 @@ pub(super) fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> S
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
         source: crate::snapshot::Source::Process,
+        machine: crate::snapshot::Machine::X86_64,
         width: crate::memory::Width::Eight,
         process: Process {
             pid: 4242,

@@ -1,12 +1,14 @@
 //! Fuzz targets: snapshots in files, and what is made of them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::fuzzing::walk_and_scan;
 use crate::addr::AddrRange;
+use crate::fuzzing::Input;
 use crate::heap;
 use crate::memory::{Excerpt, Memory};
-use crate::snapshot::core::FileBytes;
+use crate::snapshot::core::{CoreFile, FileBytes, ImageFiles, Opened};
 use crate::snapshot::saved::{self, SeekableFile};
 
 /// A file that rleaks has saved, plain or compressed: opens it and looks for leaks in it.
@@ -21,11 +23,13 @@ pub fn snapshot(input: &[u8]) {
         }
         Err(plain) => Arc::from(plain),
     };
-    let Some((stored, notes)) = saved::headers(&*file) else {
+    let Ok(core) = CoreFile::parse(file) else {
         return;
     };
-    let _ = saved::is_saved(&notes);
-    let Ok(saved) = saved::open(&file, &stored, &notes) else {
+    if !saved::is_saved(&core) {
+        return;
+    }
+    let Ok(saved) = saved::open(&core) else {
         return;
     };
     let snapshot = &saved.snapshot;
@@ -35,6 +39,115 @@ pub fn snapshot(input: &[u8]) {
     let exporters = heap::exporters(&saved.images, &snapshot.modules);
     let _ = Excerpt::copy(&saved.images, saved.parts.iter().copied());
     walk_and_scan(snapshot, &exporters);
+}
+
+/// A core file of the kernel's or of a debugger's, for which there is no other file.
+pub fn core(input: &[u8]) {
+    let Ok(core) = CoreFile::parse(Arc::new(input.to_vec())) else {
+        return;
+    };
+    open(&core, &Images(None));
+}
+
+/// Notes of a core file, and memory in the segments that `input` says: that memory is also what all
+/// files have that the notes name.
+pub fn notes(input: &[u8]) {
+    let mut input = Input::new(input);
+    let machine = input.byte();
+    let segments = (0..input.byte() % 8).map(|_| {
+        let (page, pages) = (input.number(1), 1 + input.number(1) % 8);
+        (page, pages, input.byte())
+    });
+    let segments: Vec<_> = segments.collect();
+    let size = input.index(2);
+    let notes = input.take(size);
+    let file = assembled(machine, &segments, notes, input.rest());
+    let core = CoreFile::parse(Arc::new(file));
+    if let Ok(core) = core {
+        open(&core, &Images(Some(Arc::new(input.rest().to_vec()))));
+    }
+}
+
+/// The one file that is behind each path, if there is one.
+struct Images(Option<Arc<dyn FileBytes>>);
+
+impl ImageFiles for Images {
+    fn open(&self, _: &str, _: bool) -> Option<Arc<dyn FileBytes>> {
+        self.0.clone()
+    }
+}
+
+fn open(core: &CoreFile, files: &Images) {
+    check_core(core);
+    let opened = Opened::new(core, SystemTime::UNIX_EPOCH, files);
+    let snapshot = &opened.snapshot;
+    assert!(
+        snapshot
+            .regions
+            .is_sorted_by(|a, b| a.range.end <= b.range.start)
+    );
+    for region in &snapshot.regions {
+        assert!(!region.range.is_empty());
+        check_memory(&*snapshot.memory, region.range);
+    }
+    let exporters = heap::exporters(&opened.images, &snapshot.modules);
+    walk_and_scan(snapshot, &exporters);
+}
+
+/// All parts are in the file and apart from each other.
+fn check_core(core: &CoreFile) {
+    let size = core.bytes.size();
+    let segments = &core.segments;
+    assert!(segments.is_sorted_by(|a, b| a.range.end <= b.range.start));
+    let saved = segments.iter().map(|segment| segment.saved);
+    assert!(saved.sum::<u64>() <= size);
+    for segment in segments {
+        assert!(segment.range.covers(&segment.saved_range()));
+        assert!(segment.saved == 0 || segment.offset + segment.saved <= size);
+    }
+    for note in &core.notes {
+        assert!(note.offset + note.size <= size);
+        let content = core.content(note, size);
+        assert!(content.is_some_and(|content| content.len() as u64 == note.size));
+    }
+}
+
+/// A core file with `notes`, and with `segments` (first page, pages, protection) of `memory`.
+fn assembled(machine: u8, segments: &[(u64, u64, u8)], notes: &[u8], memory: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 0x5555_0000_0000;
+    let machine: u16 = if machine & 1 == 0 { 62 } else { 183 };
+    let count = u16::try_from(segments.len() + 1).expect("few");
+    let notes_at = 64 + 56 * u64::from(count);
+    let memory_at = notes_at + notes.len() as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0".to_vec();
+    file.extend(machine.to_le_bytes());
+    file.resize(64, 0);
+    file[32] = 64;
+    file[54] = 56;
+    file[56..58].copy_from_slice(&count.to_le_bytes());
+    let mut header = |kind: u32, flags: u32, words: [u64; 6]| {
+        file.extend([kind.to_le_bytes(), flags.to_le_bytes()].concat());
+        words
+            .iter()
+            .for_each(|word| file.extend(word.to_le_bytes()));
+    };
+    header(4, 0, [notes_at, 0, 0, notes.len() as u64, 0, 0]);
+    let mut at = 0;
+    for (page, pages, flags) in segments {
+        let size = pages * 4096;
+        let left = (memory.len() as u64).saturating_sub(at);
+        let saved = if flags & 0x80 == 0 { size.min(left) } else { 0 };
+        let flags = u32::from(flags & 7);
+        header(
+            1,
+            flags,
+            [memory_at + at, BASE + page * 4096, 0, saved, size, 4096],
+        );
+        at += saved;
+    }
+    file.extend(notes);
+    file.extend(memory);
+    file
 }
 
 /// Reads a container in windows that lie across its frames, as far as that takes no time.
@@ -67,10 +180,9 @@ fn check_memory(memory: &dyn Memory, range: AddrRange) {
 mod tests {
     use super::*;
     use crate::addr::Addr;
-    use crate::fuzzing::Input;
     use crate::heap::glibc::fuzzing::heap;
     use crate::snapshot::Snapshot;
-    use crate::snapshot::saved::{Compressed, CoreImage, HeapFacts, NOTE_OWNER, NewBytes};
+    use crate::snapshot::saved::{Compressed, CoreImage, HeapFacts, NewBytes};
     use crate::stacklog::testing::Pages;
     use std::sync::Mutex;
 
@@ -149,12 +261,18 @@ mod tests {
                 Ok(container) => Arc::new(container),
                 Err(plain) => Arc::from(plain),
             };
-            let (stored, notes) = saved::headers(&*file).expect("a core file");
-            assert!(notes.iter().any(|note| note.owner == NOTE_OWNER));
-            let saved = saved::open(&file, &stored, &notes).expect("a snapshot");
+            let core = CoreFile::parse(file).expect("a core file");
+            assert!(saved::is_saved(&core));
+            let saved = saved::open(&core).expect("a snapshot");
             let walk = heap::walk(&saved.snapshot, &[], None, None).expect("a heap");
             assert!(walk.is_clean() && !walk.heap.blocks.is_empty(), "{name}");
         }
         crate::fuzzing::run_corpus("snapshot", snapshot);
+    }
+
+    #[test]
+    fn the_corpora_of_core_and_notes_are_harmless() {
+        crate::fuzzing::run_corpus("core", core);
+        crate::fuzzing::run_corpus("notes", notes);
     }
 }

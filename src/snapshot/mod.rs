@@ -16,10 +16,12 @@ mod extent;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod module;
+pub mod packed;
 mod region;
 pub mod saved;
 mod thread;
 
+pub use core::Machine;
 pub use dynamic::{DynamicSymbol, dynamic_string, dynamic_symbols, needed_libraries};
 pub use elf::modules;
 pub use extent::Extent;
@@ -40,6 +42,8 @@ use crate::warning::Warning;
 pub struct Snapshot {
     /// Where it comes from.
     pub source: Source,
+    /// Its instruction set.
+    pub machine: Machine,
     /// Who the target is.
     pub process: Process,
     /// The size of its pointers.
@@ -88,6 +92,7 @@ impl Snapshot {
     pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
         Self {
             source: Source::Process,
+            machine: Machine::default(),
             process: Process::default(),
             width: Width::default(),
             capture: Capture {
@@ -129,6 +134,8 @@ pub enum Source {
     Process,
     /// A core file that rleaks has saved.
     Snapshot,
+    /// A core file of the kernel's or a debugger's.
+    Core,
 }
 
 /// How much of what the target's memory holds a snapshot has.
@@ -171,6 +178,8 @@ pub enum Method {
     Copy,
     /// The target stayed stopped while it was read.
     Stream,
+    /// It came from a core file.
+    File,
 }
 
 /// How a snapshot was taken, and at what cost to the target.

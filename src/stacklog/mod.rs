@@ -32,7 +32,7 @@ pub use allocations::Allocations;
 pub use exit_page::ExitPage;
 pub use header::{LogError, LogHeader, LogMode};
 pub use image::Image;
-pub use log::StackLog;
+pub use log::{StackLog, search};
 pub use recorder::RECORDER;
 pub use records::{Area, LiveRecord, Records};
 pub use stack::{Allocation, CallStack, CodeFrame, StackReader};

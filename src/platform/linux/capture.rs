@@ -13,8 +13,8 @@ use super::tracer::Standstill;
 use super::view::View;
 use super::{interrupt_flag, procfs};
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
-use crate::snapshot::{self, Capture, ContentLevel, Extent, Region, Snapshot, Thread};
+use crate::memory::{Memory, Width};
+use crate::snapshot::{self, Capture, ContentLevel, Extent, Machine, Region, Snapshot, Thread};
 use crate::warning::{Bias, Warning};
 
 /// The target while it stands still. Dropping it lets the target go on.
@@ -77,6 +77,7 @@ impl Stopped {
         let mut kernel_held = procfs::kernel_held(pid);
         let mut snapshot = Snapshot {
             source: snapshot::Source::Process,
+            machine: machine(width),
             capture: Capture {
                 taken_at: self.taken_at,
                 method: survey.method,
@@ -187,6 +188,15 @@ impl Target {
         capture.stops = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         capture.pause = pauses.iter().sum();
         capture.longest_pause = pauses.iter().max().copied().unwrap_or_default();
+    }
+}
+
+/// The instruction set of a target with pointers of this width: that of rleaks, or its 32-bit one.
+fn machine(width: Width) -> Machine {
+    match width {
+        Width::Four => Machine::I386,
+        Width::Eight if cfg!(target_arch = "aarch64") => Machine::Aarch64,
+        Width::Eight => Machine::X86_64,
     }
 }
 

@@ -203,7 +203,7 @@ impl Survey {
         };
         let expected = match self.method {
             Method::Copy => at(SLOW_COPY),
-            Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
+            Method::Stream | Method::File => ANALYSIS + at(SLOW_ANALYSIS),
         };
         SHORTEST_LIMIT.max(expected.saturating_mul(4))
     }

@@ -6,18 +6,14 @@
 
 mod container;
 mod elf_notes;
-mod headers;
 mod image;
 mod layout;
-mod memory;
 mod note;
 mod open;
 mod write;
 
 pub use container::{ContainerError, Damage, SeekableFile};
-pub use headers::headers;
 pub use image::CoreImage;
-pub use memory::{SavedMemory, Stored};
 pub use note::{HeapFacts, NOTE_OWNER};
-pub use open::{CoreNote, Saved, SavedError, is_saved, open};
+pub use open::{Saved, SavedError, is_saved, open};
 pub use write::{Compressed, NewBytes, WriteError, write_plain};

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use super::elf_notes::{is_status, is_vector_state};
-use super::memory::{SavedMemory, Stored};
 use super::note::{BEGINNING, Beginning, END, End, FORMAT, HeapFacts, NOTE_OWNER};
 use crate::addr::{AddrRange, RangeSet};
-use crate::snapshot::core::FileBytes;
+use crate::snapshot::core::{CoreFile, CoreMemory, CoreNote, Part};
 use crate::snapshot::{Capture, Module, Region, Snapshot, Source};
 
 /// The most that a note of ours is believed to have. A process with 65,530 mappings and as many
@@ -39,73 +38,56 @@ pub enum SavedError {
     Inconsistent(String),
 }
 
-/// A note of a core file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CoreNote {
-    /// Its owner, such as `CORE`.
-    pub owner: String,
-    /// Its type, which means what the owner says.
-    pub kind: u32,
-    /// Where its content begins in the file.
-    pub offset: u64,
-    /// The bytes of its content.
-    pub size: u64,
-}
-
 /// A snapshot from a file.
 #[derive(Debug)]
 pub struct Saved {
     /// The snapshot as it was taken.
     pub snapshot: Snapshot,
     /// The snapshot's memory, and what of the modules' files the search for allocators needs.
-    pub images: SavedMemory,
+    pub images: CoreMemory,
     /// Which memory it has beside the snapshot's.
     pub parts: Vec<AddrRange>,
     /// What else the walk of the heap needs.
     pub heap: HeapFacts,
 }
 
-/// Says whether `notes` are those of a core file that rleaks has saved.
+/// Says whether rleaks has saved `core`.
 #[must_use]
-pub fn is_saved(notes: &[CoreNote]) -> bool {
-    notes.iter().any(|note| is_own(note, BEGINNING))
+pub fn is_saved(core: &CoreFile) -> bool {
+    core.notes.iter().any(|note| is_own(note, BEGINNING))
 }
 
 fn is_own(note: &CoreNote, kind: u32) -> bool {
-    (note.owner.as_str(), note.kind) == (NOTE_OWNER, kind)
+    (note.owner, note.kind) == (NOTE_OWNER, kind)
 }
 
-/// Opens a snapshot in `file`, whose segments with memory are `stored` and whose notes are `notes`.
+/// Opens the snapshot that rleaks has saved in `core`.
 ///
 /// # Errors
 /// Says what of it does not fit together.
-pub fn open(
-    file: &Arc<dyn FileBytes>,
-    stored: &[Stored],
-    notes: &[CoreNote],
-) -> Result<Saved, SavedError> {
-    let mut beginning: Beginning = parsed(&**file, notes, BEGINNING)?;
+pub fn open(core: &CoreFile) -> Result<Saved, SavedError> {
+    let mut beginning: Beginning = parsed(core, BEGINNING)?;
     if beginning.format != FORMAT {
         return Err(SavedError::Format(
             beginning.format,
             beginning.rleaks_version,
         ));
     }
-    let end: End = parsed(&**file, notes, END)?;
-    check(&beginning, stored)?;
-    check_sizes(stored, file.size())?;
-    read_vectors(&**file, notes, &mut beginning);
+    let end: End = parsed(core, END)?;
+    check(&beginning)?;
+    read_vectors(core, &mut beginning);
     let readable: RangeSet = beginning.readable.iter().copied().collect();
-    let images = images(&beginning, stored)?;
-    let own = stored
-        .iter()
-        .filter(|part| !images.contains(part.range.start));
-    let memory = SavedMemory::new(file, own, readable.clone());
-    let all = readable.ranges().iter().chain(images.ranges()).copied();
+    let all = core.saved_parts();
+    let images = images(&beginning, &all)?;
+    let of_snapshot = |part: &&Part| !images.contains(part.range.start);
+    let own: Vec<Part> = all.iter().filter(of_snapshot).copied().collect();
+    let files: Arc<[_]> = Arc::from([Arc::clone(&core.bytes)]);
+    let memory = CoreMemory::new(Arc::clone(&files), &own, &readable);
     let parts = images.ranges().to_vec();
-    let images = SavedMemory::new(file, stored.iter(), all.collect());
+    let images = CoreMemory::new(files, &all, &readable);
     let mut snapshot = Snapshot {
         source: Source::Snapshot,
+        machine: core.machine,
         process: beginning.process,
         width: beginning.width,
         capture: Capture {
@@ -135,46 +117,38 @@ pub fn open(
 }
 
 /// The content of our note of this type.
-fn parsed<T: serde::de::DeserializeOwned>(
-    file: &dyn FileBytes,
-    notes: &[CoreNote],
-    kind: u32,
-) -> Result<T, SavedError> {
-    let note = notes.iter().find(|note| is_own(note, kind));
+fn parsed<T: serde::de::DeserializeOwned>(core: &CoreFile, kind: u32) -> Result<T, SavedError> {
+    let note = core.notes.iter().find(|note| is_own(note, kind));
     let note = note.ok_or(SavedError::CutShort)?;
-    if note.size > LARGEST_NOTE.min(file.size()) {
+    if note.size > LARGEST_NOTE {
         return Err(SavedError::NoteSize(note.offset, note.size));
     }
-    let bytes = content(file, note).ok_or(SavedError::CutShort)?;
-    serde_json::from_slice(&bytes).map_err(|error| SavedError::Note(note.offset, error))
-}
-
-fn content(file: &dyn FileBytes, note: &CoreNote) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(note.size).ok()?];
-    (file.read_at(note.offset, &mut bytes) == bytes.len()).then_some(bytes)
+    let content = core
+        .content(note, LARGEST_NOTE)
+        .ok_or(SavedError::CutShort)?;
+    serde_json::from_slice(&content).map_err(|error| SavedError::Note(note.offset, error))
 }
 
 /// Fills in the threads' vector registers, which the standard notes have.
-fn read_vectors(file: &dyn FileBytes, notes: &[CoreNote], beginning: &mut Beginning) {
+fn read_vectors(core: &CoreFile, beginning: &mut Beginning) {
     /// More than any processor's registers.
     const LARGEST_STATE: u64 = 64 << 10;
     let mut threads = beginning.threads.iter_mut();
     let mut thread = None;
-    for note in notes {
-        if is_status(&note.owner, note.kind) {
+    for note in &core.notes {
+        if is_status(note.owner, note.kind) {
             thread = threads.next();
-        } else if let Some(is_all) = is_vector_state(&note.owner, note.kind)
+        } else if let Some(is_all) = is_vector_state(note.owner, note.kind)
             && let Some(thread) = &mut thread
-            && note.size <= LARGEST_STATE
             && (is_all || thread.vector.is_empty())
         {
-            thread.vector = content(file, note).unwrap_or_default();
+            thread.vector = core.content(note, LARGEST_STATE).unwrap_or_default();
         }
     }
 }
 
 /// Where the parts of modules' files are: all of them in the file, and no more than is copied.
-fn images(beginning: &Beginning, stored: &[Stored]) -> Result<RangeSet, SavedError> {
+fn images(beginning: &Beginning, stored: &[Part]) -> Result<RangeSet, SavedError> {
     let images: RangeSet = beginning.images.iter().copied().collect();
     let stored: RangeSet = stored.iter().map(|part| part.range).collect();
     let is_stored = images
@@ -189,14 +163,11 @@ fn images(beginning: &Beginning, stored: &[Stored]) -> Result<RangeSet, SavedErr
 }
 
 /// Everything that looks at regions and segments expects them in order.
-fn check(beginning: &Beginning, stored: &[Stored]) -> Result<(), SavedError> {
+fn check(beginning: &Beginning) -> Result<(), SavedError> {
     let damaged = |what: &str| Err(SavedError::Inconsistent(what.to_owned()));
     let regions = beginning.regions.iter().map(|region: &Region| region.range);
     if !is_ascending(regions) {
         return damaged("its mappings overlap or are not in order");
-    }
-    if !is_ascending(stored.iter().map(|part| part.range)) {
-        return damaged("the file's segments overlap or are not in order");
     }
     let mut segments: Vec<AddrRange> = beginning
         .modules
@@ -208,16 +179,6 @@ fn check(beginning: &Beginning, stored: &[Stored]) -> Result<(), SavedError> {
     segments.sort_unstable();
     if !is_ascending(segments.into_iter()) {
         return damaged("segments of its modules overlap");
-    }
-    Ok(())
-}
-
-/// Segments that share bytes could stand for any amount of memory.
-fn check_sizes(stored: &[Stored], file_size: u64) -> Result<(), SavedError> {
-    let sizes = stored.iter().map(|part| part.range.size());
-    if sizes.fold(0, u64::saturating_add) > file_size {
-        let what = "its segments have more bytes than the file";
-        return Err(SavedError::Inconsistent(what.to_owned()));
     }
     Ok(())
 }
@@ -243,25 +204,21 @@ mod tests {
         let snapshot = Snapshot::of_memory(Box::new(FakeMemory::zeroed(0, 0)));
         let mut beginning = Beginning::new(&snapshot, HeapFacts::default(), 0);
         let part = |start, size| AddrRange::with_size(Addr(start), size);
-        let stored = [0x1000, 0x2000].map(|start| Stored {
-            range: part(start, 0x1000),
+        let stored = |start, size| Part {
+            range: part(start, size),
+            file: 0,
             offset: 0,
-        });
+        };
+        let two = [0x1000, 0x2000].map(|start| stored(start, 0x1000));
         for (range, is_good) in [
             (part(0x1000, 0x2000), true),
             (part(0x1000, 0x2001), false),
             (part(0, 1 << 47), false),
         ] {
             beginning.images = vec![range];
-            assert_eq!(images(&beginning, &stored).is_ok(), is_good, "{range}");
+            assert_eq!(images(&beginning, &two).is_ok(), is_good, "{range}");
         }
-        assert!(check_sizes(&stored, 0x2000).is_ok());
-        assert!(check_sizes(&stored, 0x1fff).is_err());
-        let large = [Stored {
-            range: part(0x1000, 1 << 40),
-            offset: 0,
-        }];
         beginning.images = vec![part(0x1000, 1 << 40)];
-        assert!(images(&beginning, &large).is_err());
+        assert!(images(&beginning, &[stored(0x1000, 1 << 40)]).is_err());
     }
 }

@@ -1,0 +1,1 @@
+//! Core files made of nothing, for tests.
