@@ -10,6 +10,8 @@ cd "$(dirname "$0")"
 
 [ $# -gt 0 ] || { echo "usage: fuzz/run.sh SECONDS [TARGET...]" >&2; exit 2; }
 seconds=$1
+# To libFuzzer, 0 is for ever.
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || { echo "fuzz/run.sh: a number of seconds, not $seconds" >&2; exit 2; }
 shift
 [ $# -gt 0 ] || set -- $(ls fuzz_targets | sed 's/\.rs$//')
 
