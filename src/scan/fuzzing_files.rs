@@ -237,7 +237,7 @@ mod tests {
         file
     }
 
-    fn compressed(plain: &Vec<u8>) -> Vec<u8> {
+    fn compressed(plain: &dyn FileBytes) -> Vec<u8> {
         let out = Out::default();
         let mut file = Compressed::new(&out);
         file.append(plain, &|| false).expect("memory");
