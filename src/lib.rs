@@ -8,6 +8,9 @@ pub mod addr;
 pub mod memory;
 pub mod warning;
 
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
+
 pub mod snapshot;
 
 pub mod platform;

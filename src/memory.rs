@@ -276,14 +276,14 @@ impl Memory for Excerpt {
 }
 
 /// Bytes at one address, for tests: everything else is unreadable.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[derive(Clone, Debug)]
 pub(crate) struct FakeMemory {
     pub(crate) base: u64,
     pub(crate) bytes: Vec<u8>,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl FakeMemory {
     /// `size` zero bytes at `base`.
     pub(crate) fn zeroed(base: u64, size: usize) -> Self {
@@ -300,7 +300,7 @@ impl FakeMemory {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Memory for FakeMemory {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
         let Some(start) = addr.0.checked_sub(self.base) else {

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate. Each may import only from earlier ones.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "addr",
     "memory",
     "warning",
+    "fuzzing",
     "snapshot",
     "platform",
     "stacklog",

@@ -191,7 +191,7 @@ pub(super) fn analyse(
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
-    if is_reduced && !args.output.no_content {
+    if is_reduced && !output.no_content {
         report.warnings.push(without_content());
     }
     let log = captured.log.as_ref();

@@ -18,6 +18,8 @@ pub use debuginfod::Debuginfod;
 #[cfg(unix)]
 pub use disk_file::{DiskFile, unlinked_file};
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
+#[cfg(all(target_os = "linux", any(test, fuzzing)))]
+pub use linux::fuzzing;
 #[cfg(target_os = "linux")]
 pub use linux::{
     CaptureError, CommandEnd, CommandLine, Disposition, Ending, FolderError, Follow, FollowEvent,

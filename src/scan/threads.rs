@@ -10,7 +10,7 @@ use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::{Memory, Width, Window};
 use crate::scan::RootKind;
 use crate::scan::roots::{Claim, between};
-use crate::snapshot::{Machine, Snapshot, Thread};
+use crate::snapshot::{Machine, Module, Snapshot, Thread};
 
 const PAGE: u64 = 4096;
 /// More than `struct pthread` and what alignment may add behind it.
@@ -415,20 +415,26 @@ fn ended_stacks(snapshot: &Snapshot, layout: Layout) -> Option<Vec<PthreadStack>
     let alive = thread_pointers(snapshot);
     let word = layout.width.bytes();
     let mut ended = Vec::new();
+    // A list can have as many nodes as there are places where one may begin: each is walked once.
+    let mut walked = FxHashSet::default();
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for part in memory.resident(segment.range) {
             let mut window = Window::new(memory);
             let mut head = part.start.align_up(word)?;
             while head < part.end {
-                if window
-                    .pointer(head, layout.width)
-                    .is_some_and(|next| may_be_list(layout, head, next))
-                    && let Some(stacks) = stacks_in(snapshot, layout, head)
+                let next = window.pointer(head, layout.width);
+                if next.is_some_and(|next| may_be_list(layout, head, next))
+                    && !walked.contains(&head)
                 {
-                    let stacks = stacks.into_iter();
+                    let list = List::walk(memory, layout.width, head);
+                    let stacks = list
+                        .stacks(snapshot, layout, module)
+                        .unwrap_or_default()
+                        .into_iter();
                     ended.extend(
                         stacks.filter(|stack| has_ended(snapshot, layout, (&alive, stack))),
                     );
+                    walked.extend(list.nodes);
                 }
                 head = head.saturating_add(word);
             }
@@ -475,8 +481,13 @@ fn stacks_in(snapshot: &Snapshot, layout: Layout, head: Addr) -> Option<Vec<Pthr
     let nodes = ring(memory, layout.width, head)?.into_iter();
     nodes
         .filter(|node| *node != head)
-        .map(|node| pthread_stack(memory, layout, Addr(node.0.checked_sub(layout.list)?)))
+        .map(|node| stack_at(memory, layout, node))
         .collect()
+}
+
+/// The stack whose `struct pthread` has `node` for its link.
+fn stack_at(memory: &dyn Memory, layout: Layout, node: Addr) -> Option<PthreadStack> {
+    pthread_stack(memory, layout, Addr(node.0.checked_sub(layout.list)?))
 }
 
 fn thread_pointers(snapshot: &Snapshot) -> FxHashSet<Addr> {
@@ -504,19 +515,118 @@ fn has_known_layout(memory: &dyn Memory, layout: Layout, thread: &Thread) -> boo
 /// The nodes of the doubly linked list that `start` is in, from `start` on. `None` where it is no
 /// ring.
 fn ring(memory: &dyn Memory, width: Width, start: Addr) -> Option<Vec<Addr>> {
-    let mut nodes = Vec::new();
-    let mut node = start;
-    loop {
-        nodes.push(node);
-        let next = Addr(memory.pointer(node, width)?);
-        if nodes.len() > MAX_STACKS
-            || memory.pointer(next.checked_add(width.bytes())?, width) != Some(node.0)
-        {
-            return None;
+    let list = List::walk(memory, width, start);
+    list.is_ring.then_some(list.nodes)
+}
+
+/// A doubly linked list from one of its nodes on.
+struct List {
+    nodes: Vec<Addr>,
+    /// It leads back to the first of them.
+    is_ring: bool,
+}
+
+impl List {
+    fn walk(memory: &dyn Memory, width: Width, start: Addr) -> Self {
+        let next = |node: Addr| {
+            let next = Addr(memory.pointer(node, width)?);
+            let back = memory.pointer(next.checked_add(width.bytes())?, width);
+            (back == Some(node.0)).then_some(next)
+        };
+        let mut nodes = vec![start];
+        let mut node = next(start);
+        while let Some(at) = node.filter(|at| *at != start && nodes.len() < MAX_STACKS) {
+            nodes.push(at);
+            node = next(at);
         }
-        if next == start {
-            return Some(nodes);
+        let is_ring = node == Some(start);
+        Self { nodes, is_ring }
+    }
+
+    /// The stacks in it, if all of its nodes but the head are stacks, and the head is in `module`.
+    fn stacks(
+        &self,
+        snapshot: &Snapshot,
+        layout: Layout,
+        module: &Module,
+    ) -> Option<Vec<PthreadStack>> {
+        let (mut stacks, mut heads) = (Vec::new(), 0);
+        for node in self.nodes.iter().filter(|_| self.is_ring) {
+            match stack_at(&*snapshot.memory, layout, *node) {
+                Some(stack) => stacks.push(stack),
+                None if heads > 0 || !module.contains(*node) => return None,
+                None => heads = 1,
+            }
         }
-        node = next;
+        (heads == 1).then_some(stacks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::memory::FakeMemory;
+    use crate::snapshot::Segment;
+
+    const MODULE: u64 = 0x7f00_0000_0000;
+    const SIZE: u64 = 1 << 20;
+    const THREAD: u64 = MODULE + SIZE;
+    const NODES: u64 = SIZE / 64;
+
+    /// Counts how often it is read.
+    struct Counted(FakeMemory, Arc<AtomicU64>);
+
+    impl Memory for Counted {
+        fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.read(addr, buf)
+        }
+    }
+
+    /// A process whose loader has nothing but the nodes of a list, which the main thread is in.
+    fn process() -> (Snapshot, Arc<AtomicU64>) {
+        let mut memory = FakeMemory::zeroed(MODULE, usize::try_from(SIZE).expect("small") + 0x1000);
+        let main = THREAD + LAYOUT_64.list;
+        let nodes = (0..NODES).map(|node| MODULE + 64 * node);
+        let nodes: Vec<u64> = [main].into_iter().chain(nodes).collect();
+        for pair in nodes.windows(2) {
+            memory.set_word(pair[0], pair[1]);
+            memory.set_word(pair[1] + 8, pair[0]);
+        }
+        memory.set_word(nodes[nodes.len() - 1], main);
+        memory.set_word(main + 8, nodes[nodes.len() - 1]);
+        memory.set_word(THREAD + LAYOUT_64.tid, 42);
+        let reads = Arc::new(AtomicU64::new(0));
+        let mut snapshot = Snapshot::of_memory(Box::new(Counted(memory, Arc::clone(&reads))));
+        snapshot.process.pid = 42;
+        snapshot.threads = vec![Thread {
+            tid: 42,
+            inner_tid: 42,
+            thread_pointer: Addr(THREAD),
+            ..Thread::default()
+        }];
+        snapshot.modules = vec![Module {
+            segments: vec![Segment {
+                range: AddrRange::with_size(Addr(MODULE), SIZE),
+                writable: true,
+                executable: false,
+            }],
+            ..Module::default()
+        }];
+        (snapshot, reads)
+    }
+
+    #[test]
+    fn list_is_not_walked_from_each_of_its_nodes() {
+        let (snapshot, reads) = process();
+        assert_eq!(
+            ended_stacks(&snapshot, Layout::of(&snapshot)).expect("a loader"),
+            []
+        );
+        let reads = reads.load(Ordering::Relaxed);
+        assert!((NODES..10 * NODES).contains(&reads), "{reads} reads");
     }
 }

@@ -13,6 +13,8 @@ pub mod core;
 mod dynamic;
 mod elf;
 mod extent;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod module;
 pub mod packed;
 mod region;
@@ -84,7 +86,7 @@ impl Snapshot {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Snapshot {
     /// A snapshot of `memory`, of which nothing else is known.
     pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {

@@ -15,13 +15,15 @@
 mod allocations;
 mod exit_page;
 pub mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod header;
 mod image;
 mod log;
 mod recorder;
 mod records;
 mod stack;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,8 @@
 mod arena;
 mod cache;
 mod chunks;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod layout;
 mod mapped;
 mod metadata;
@@ -15,6 +17,8 @@ mod problem;
 mod search;
 mod segments;
 #[cfg(test)]
+pub(crate) mod strategies;
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

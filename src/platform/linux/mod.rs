@@ -6,6 +6,8 @@ mod checks;
 mod command;
 mod copy;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod job_control;
 mod landlock;
 mod limits;

@@ -147,6 +147,13 @@ impl CoreFile {
         let mut reader = Reader::new(&*bytes);
         let header = Header::read(&mut reader)?;
         let (mut segments, mut notes) = (Vec::new(), Vec::new());
+        // Parts that share bytes could stand for any amount of memory.
+        let mut left = bytes.size();
+        let mut take = |at, size| {
+            let rest = left.checked_sub(size);
+            left = rest.ok_or(CoreError::Damaged(at, "a part that lies in another one"))?;
+            Ok(())
+        };
         for index in 0..header.count {
             let at = header
                 .table
@@ -154,9 +161,14 @@ impl CoreFile {
             let entry = ProgramHeader::read(&mut reader, at, header.machine.width())?;
             match entry.kind {
                 PT_LOAD if entry.memory_size > 0 => {
-                    segments.push((at, entry.segment(at, bytes.size())?))
+                    let segment = entry.segment(at, bytes.size())?;
+                    take(at, segment.saved)?;
+                    segments.push((at, segment));
                 }
-                PT_NOTE => read_notes(&*bytes, (entry.offset, entry.file_size), &mut notes)?,
+                PT_NOTE => {
+                    take(at, entry.file_size.min(bytes.size()))?;
+                    read_notes(&*bytes, (entry.offset, entry.file_size), &mut notes)?;
+                }
                 _ => {}
             }
         }
@@ -424,5 +436,46 @@ impl<'a> Reader<'a> {
         let bytes = self.bytes(at, 2).and_then(|bytes| bytes.first_chunk());
         let half = bytes.map(|bytes| u16::from_le_bytes(*bytes));
         half.ok_or(CoreError::CutShort(at, "headers"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A core file with `count` segments of this type, each of which has the same 1,200 bytes behind the
+    /// headers.
+    fn core(kind: u8, count: u16) -> Vec<u8> {
+        let mut file = vec![0; 64];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (file[16], file[18], file[32], file[54]) = (4, 62, 64, 56);
+        file[56..58].copy_from_slice(&count.to_le_bytes());
+        let at = 64 + 56 * u64::from(count);
+        for number in 0..u64::from(count) {
+            let mut header = [0; 56];
+            header[0] = kind;
+            header[8..16].copy_from_slice(&at.to_le_bytes());
+            header[16..24].copy_from_slice(&(4096 * number).to_le_bytes());
+            for size in [32, 40] {
+                header[size..size + 8].copy_from_slice(&1200_u64.to_le_bytes());
+            }
+            file.extend(header);
+        }
+        file.resize(file.len() + 1200, 0);
+        file
+    }
+
+    #[test]
+    fn parts_that_all_lie_in_the_same_place_are_refused() {
+        for kind in [1, 4] {
+            let parse = |count| CoreFile::parse(Arc::new(core(kind, count)));
+            let one = parse(1).expect("a core file");
+            assert_eq!(
+                (one.segments.len(), one.notes.len()),
+                if kind == 1 { (1, 0) } else { (0, 100) }
+            );
+            let error = parse(100).expect_err("a damaged file");
+            assert!(matches!(error, CoreError::Damaged(..)), "{error}");
+        }
     }
 }

@@ -12,6 +12,9 @@ use crate::snapshot::{Capture, Module, Region, Snapshot, Source};
 /// threads needs a tenth of it.
 const LARGEST_NOTE: u64 = 512 << 20;
 
+/// The most that the parts of modules' files may have: they are copied.
+const LARGEST_IMAGES: u64 = 256 << 20;
+
 /// Why a file that rleaks has saved cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SavedError {
@@ -74,8 +77,8 @@ pub fn open(core: &CoreFile) -> Result<Saved, SavedError> {
     check(&beginning)?;
     read_vectors(core, &mut beginning);
     let readable: RangeSet = beginning.readable.iter().copied().collect();
-    let images: RangeSet = beginning.images.iter().copied().collect();
     let all = core.saved_parts();
+    let images = images(&beginning, &all)?;
     let of_snapshot = |part: &&Part| !images.contains(part.range.start);
     let own: Vec<Part> = all.iter().filter(of_snapshot).copied().collect();
     let files: Arc<[_]> = Arc::from([Arc::clone(&core.bytes)]);
@@ -144,6 +147,21 @@ fn read_vectors(core: &CoreFile, beginning: &mut Beginning) {
     }
 }
 
+/// Where the parts of modules' files are: all of them in the file, and no more than is copied.
+fn images(beginning: &Beginning, stored: &[Part]) -> Result<RangeSet, SavedError> {
+    let images: RangeSet = beginning.images.iter().copied().collect();
+    let stored: RangeSet = stored.iter().map(|part| part.range).collect();
+    let is_stored = images
+        .ranges()
+        .iter()
+        .all(|range| stored.gaps(*range).is_empty());
+    if !is_stored || images.size() > LARGEST_IMAGES {
+        let what = "the parts of its modules are not in the file, or are too large";
+        return Err(SavedError::Inconsistent(what.to_owned()));
+    }
+    Ok(images)
+}
+
 /// Everything that looks at regions and segments expects them in order.
 fn check(beginning: &Beginning) -> Result<(), SavedError> {
     let damaged = |what: &str| Err(SavedError::Inconsistent(what.to_owned()));
@@ -173,4 +191,34 @@ fn is_ascending(ranges: impl Iterator<Item = AddrRange>) -> bool {
         end = Some(range.end);
         follows && !range.is_empty()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Addr;
+    use crate::memory::FakeMemory;
+
+    #[test]
+    fn parts_of_modules_are_only_what_the_file_has() {
+        let snapshot = Snapshot::of_memory(Box::new(FakeMemory::zeroed(0, 0)));
+        let mut beginning = Beginning::new(&snapshot, HeapFacts::default(), 0);
+        let part = |start, size| AddrRange::with_size(Addr(start), size);
+        let stored = |start, size| Part {
+            range: part(start, size),
+            file: 0,
+            offset: 0,
+        };
+        let two = [0x1000, 0x2000].map(|start| stored(start, 0x1000));
+        for (range, is_good) in [
+            (part(0x1000, 0x2000), true),
+            (part(0x1000, 0x2001), false),
+            (part(0, 1 << 47), false),
+        ] {
+            beginning.images = vec![range];
+            assert_eq!(images(&beginning, &two).is_ok(), is_good, "{range}");
+        }
+        beginning.images = vec![part(0x1000, 1 << 40)];
+        assert!(images(&beginning, &[stored(0x1000, 1 << 40)]).is_err());
+    }
 }
