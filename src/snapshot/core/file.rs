@@ -225,15 +225,18 @@ impl Header {
     fn read(reader: &mut Reader<'_>) -> Result<Self, CoreError> {
         let start = reader.bytes(0, 20).ok_or(CoreError::NotCore)?;
         let start: [u8; 20] = *start.first_chunk().ok_or(CoreError::NotCore)?;
-        let (class, order) = (start[4], start[5]);
-        let half = |at: usize| match order {
-            2 => u16::from_be_bytes([start[at], start[at + 1]]),
-            _ => u16::from_le_bytes([start[at], start[at + 1]]),
+        // The class, the byte order, and behind ten others the type and the machine.
+        let [0x7f, b'E', b'L', b'F', class, order, .., k0, k1, m0, m1] = start else {
+            return Err(CoreError::NotCore);
         };
-        if !start.starts_with(b"\x7fELF") || half(16) != ET_CORE {
+        let half = |bytes| match order {
+            2 => u16::from_be_bytes(bytes),
+            _ => u16::from_le_bytes(bytes),
+        };
+        if half([k0, k1]) != ET_CORE {
             return Err(CoreError::NotCore);
         }
-        let machine = match (class, order, half(18)) {
+        let machine = match (class, order, half([m0, m1])) {
             (1, 1, EM_386) => Machine::I386,
             (2, 1, EM_X86_64) => Machine::X86_64,
             (2, 1, EM_AARCH64) => Machine::Aarch64,
