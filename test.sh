@@ -9,6 +9,10 @@ packages=(
     gcc g++ gcc-multilib g++-multilib libc6-dev libc6-dev-i386 musl-tools mono-mcs binutils xz-utils
     # What changes debug information: shared by dwz, packed by llvm-dwp.
     dwz llvm
+    # Programs of another machine: Debian's cross compilers of gcc and gcc-multilib exclude each other.
+    clang binutils-aarch64-linux-gnu libc6-dev-arm64-cross libgcc-12-dev-arm64-cross qemu-user
+    # What compresses core files.
+    zstd lz4
     # Programs that are scanned while they work.
     bash python3 sqlite3 mono-runtime libmono-corlib4.5-cil
     # Allocators that must be recognised.

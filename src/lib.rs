@@ -8,6 +8,9 @@ pub mod addr;
 pub mod memory;
 pub mod warning;
 
+#[cfg(any(test, fuzzing))]
+mod fuzzing;
+
 pub mod snapshot;
 
 pub mod platform;
@@ -16,6 +19,8 @@ pub mod stacklog;
 
 pub mod heap;
 pub mod scan;
+
+pub mod content;
 
 pub mod symbolize;
 

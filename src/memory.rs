@@ -1,6 +1,10 @@
 //! The target's memory, and words and structs read through it.
 
-use crate::addr::{Addr, AddrRange};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{Addr, AddrRange, RangeSet};
 
 /// The target's memory, wherever it is kept: a copy, a suspended process, a core file, a test's
 /// byte array.
@@ -17,6 +21,13 @@ pub trait Memory: Sync {
     /// Pages that the target never touched are left out, so that a scan costs what the target
     /// uses, not what it reserved.
     fn resident(&self, range: AddrRange) -> Vec<AddrRange> {
+        vec![range]
+    }
+
+    /// The parts of `range` that can be read, in ascending order: those that read as zeros too.
+    ///
+    /// A memory that does not know it before it has tried says all.
+    fn readable(&self, range: AddrRange) -> Vec<AddrRange> {
         vec![range]
     }
 
@@ -44,7 +55,8 @@ pub trait Memory: Sync {
 }
 
 /// The size of the target's pointers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Width {
     /// 32 bits: i386.
     Four,
@@ -165,6 +177,58 @@ impl std::fmt::Debug for Window<'_> {
     }
 }
 
+/// A memory that remembers what was read of it.
+pub struct Reads<'a> {
+    memory: &'a dyn Memory,
+    ranges: Mutex<Vec<AddrRange>>,
+}
+
+impl<'a> Reads<'a> {
+    /// `memory`, of which nothing was read yet.
+    #[must_use]
+    pub fn new(memory: &'a dyn Memory) -> Self {
+        Self {
+            memory,
+            ranges: Mutex::default(),
+        }
+    }
+
+    /// What was read.
+    #[must_use]
+    pub fn ranges(self) -> RangeSet {
+        let ranges = self.ranges.into_inner();
+        ranges
+            .unwrap_or_else(PoisonError::into_inner)
+            .into_iter()
+            .collect()
+    }
+}
+
+impl Memory for Reads<'_> {
+    fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
+        let count = self.memory.read(addr, buf);
+        let range = AddrRange::with_size(addr, count as u64);
+        // A panic of another thread leaves the list whole.
+        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        ranges.push(range);
+        count
+    }
+
+    fn resident(&self, range: AddrRange) -> Vec<AddrRange> {
+        self.memory.resident(range)
+    }
+
+    fn readable(&self, range: AddrRange) -> Vec<AddrRange> {
+        self.memory.readable(range)
+    }
+}
+
+impl std::fmt::Debug for Reads<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reads").finish_non_exhaustive()
+    }
+}
+
 /// Copies of some parts of a memory, for when the memory itself is gone.
 #[derive(Clone, Debug, Default)]
 pub struct Excerpt {
@@ -188,6 +252,11 @@ impl Excerpt {
         }
         excerpt
     }
+
+    /// What was copied, in ascending order.
+    pub fn ranges(&self) -> impl Iterator<Item = AddrRange> + '_ {
+        self.parts.iter().map(|(range, _)| *range)
+    }
 }
 
 impl Memory for Excerpt {
@@ -207,14 +276,14 @@ impl Memory for Excerpt {
 }
 
 /// Bytes at one address, for tests: everything else is unreadable.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 #[derive(Clone, Debug)]
 pub(crate) struct FakeMemory {
     pub(crate) base: u64,
     pub(crate) bytes: Vec<u8>,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl FakeMemory {
     /// `size` zero bytes at `base`.
     pub(crate) fn zeroed(base: u64, size: usize) -> Self {
@@ -231,7 +300,7 @@ impl FakeMemory {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Memory for FakeMemory {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
         let Some(start) = addr.0.checked_sub(self.base) else {

@@ -4,16 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the crate. Each may import only from earlier ones.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 14] = [
     "addr",
     "memory",
     "warning",
+    "fuzzing",
     "snapshot",
     "platform",
     "stacklog",
     "preload",
     "heap",
     "scan",
+    "content",
     "symbolize",
     "report",
     "cli",

@@ -179,8 +179,8 @@ fn a_name_that_no_process_has_is_refused() {
 }
 
 #[test]
-fn a_file_is_refused_as_not_supported_yet() {
-    let reason = "core and snapshot files are not supported yet: ";
+fn a_file_that_is_no_snapshot_is_refused() {
+    let reason = "cannot scan ";
     assert_refused(&rleaks(&["./somewhere"]), &format!("{reason}./somewhere"));
 
     let folder = tempfile::tempdir().expect("a folder");

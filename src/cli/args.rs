@@ -1,13 +1,18 @@
 //! What can be typed, and the help that says so.
 
+mod compare;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
+pub(crate) use compare::{CompareArgs, DiffArgs, SchemaOf};
+
 use crate::platform::Choice;
 use crate::scan::RootKind;
+use crate::snapshot::ContentLevel;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -24,6 +29,7 @@ Examples:
   rleaks 1234 --list --no-content   one line per leak, and nothing of what memory holds
   rleaks record -- ./app            start a program that remembers who allocated what
   rleaks --at-exit -- ./app arg     run a program, and scan it when it ends
+  rleaks 1234 --diff-from old.json  show what has leaked since that report was made
   rleaks demo                       scan a small leaky program, to see what a report looks like";
 
 const PRELOAD_PATH: &str = "Print where the recorder is, for those who set LD_PRELOAD themselves";
@@ -40,6 +46,22 @@ rleaks [OPTIONS] <TARGET|--name <NAME>>
 
 /// What names a process that runs already, instead of a command to run.
 const RUNNING: [&str; 5] = ["target", "name", "newest", "oldest", "all"];
+
+/// What says how to look for leaks, or what to show of them.
+const OF_REPORTS: [&str; 12] = [
+    "at_exit",
+    "json",
+    "list",
+    "group_by_type",
+    "limit",
+    "no_stacks",
+    "no_sources",
+    "exclude",
+    "no_roots",
+    "unaligned",
+    "leak_status",
+    "follow_children",
+];
 
 /// Find leaked heap memory in a running process, without restarting or rebuilding it.
 ///
@@ -76,6 +98,14 @@ pub(crate) enum Command {
     /// report would lose by it. The exit status is 0 if the target, where one is named, was found.
     #[command(after_help = "Example:\n  rleaks doctor 1234")]
     Doctor(DoctorArgs),
+    /// Show how two reports differ: leaks that appeared, grew or went away.
+    ///
+    /// OLD and NEW are reports that --json wrote, snapshots that --output-graph saved, or processes by
+    /// their pid or name; one at two times, or two of them. Leaks of one process are compared by address;
+    /// others by what allocated them: their stack or, without stacks, their type and size. Unless one
+    /// of the two is a report, all memory in use is compared, too.
+    #[command(after_help = "Example:\n  rleaks diff monday.json friday.json")]
+    Diff(DiffArgs),
     /// List the zones of a process's heap; in JSON, its live blocks too.
     #[command(after_help = "Example:\n  rleaks heap 1234 --json=heap.json")]
     Heap(HeapArgs),
@@ -93,9 +123,13 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         install: Option<PathBuf>,
     },
-    /// Print the JSON Schema of the report that --json writes.
+    /// Print the JSON Schema of what --json writes.
     #[command(after_help = "Example:\n  rleaks schema > rleaks.schema.json")]
-    Schema,
+    Schema {
+        /// Of which command's JSON.
+        #[arg(value_name = "WHAT", default_value = "report")]
+        of: SchemaOf,
+    },
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  rleaks completions bash > \
                             ~/.local/share/bash-completion/completions/rleaks")]
@@ -124,7 +158,13 @@ pub(crate) struct LeaksArgs {
     #[command(flatten)]
     pub(crate) scan: ScanArgs,
     #[command(flatten)]
+    pub(crate) files: FileArgs,
+    #[command(flatten)]
+    pub(crate) compare: CompareArgs,
+    #[command(flatten)]
     pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
 }
 
 /// Scanning a program when it ends.
@@ -229,10 +269,25 @@ impl DoctorArgs {
 pub(crate) struct HeapArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
     /// Write the heap as JSON to standard output or, with =FILE, to a file.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "-", value_hint = ValueHint::FilePath)]
     pub(crate) json: Option<PathBuf>,
+}
+
+/// Where the files of a target are that is a core file.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Files")]
+pub(crate) struct FileArgs {
+    /// The executable of a target that is a core file or a snapshot, where it is not at its old path.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub(crate) exe: Option<PathBuf>,
+    /// The directory that has the files of a target that is a core file or a snapshot, as its root directory
+    /// had them: libraries, and their debug files.
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) sysroot: Option<PathBuf>,
 }
 
 /// What to scan.
@@ -255,10 +310,11 @@ pub(crate) struct TargetArgs {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct WhichArgs {
-    /// The process to scan: its pid, or its name.
+    /// The process to scan: its pid, or its name; or a core file.
     ///
     /// Digits are a pid; --name takes a name of digits. A word with a slash in it, or the name of
-    /// a core file in this directory, is a file, which is not supported yet.
+    /// a core file in this directory, is a file: a core file, compressed or not, or a snapshot that
+    /// --output-graph has saved.
     #[arg(value_name = "TARGET")]
     pub(crate) target: Option<String>,
     /// Scan the process named NAME, whatever it looks like.
@@ -335,6 +391,10 @@ pub(crate) struct OutputArgs {
     #[arg(long, value_name = "N", conflicts_with = "json")]
     pub(crate) limit: Option<usize>,
     /// Leave out what the leaked blocks contain.
+    ///
+    /// With --output-graph, save what finds the leaks, and nothing else of what memory holds: the
+    /// words that are references, and what allocators keep of their blocks. The command line and
+    /// the environment are left out. Such a file gives the same leaks.
     #[arg(long)]
     pub(crate) no_content: bool,
     /// Leave out the call stacks that allocated the leaks.
@@ -359,6 +419,41 @@ pub(crate) struct OutputArgs {
     /// When to use colours.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
+}
+
+/// Saving a snapshot instead of a report.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Save")]
+pub(crate) struct SaveArgs {
+    /// Save a snapshot in FILE, to be scanned later with `rleaks FILE`, instead of a report.
+    ///
+    /// It is a core file, which debuggers open too. Where FILE is a directory, the file in it is
+    /// named after the process. A file of that name is replaced when the new one is whole; only its
+    /// owner can read it. The exit status is 0 if it was saved.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    #[arg(conflicts_with_all = OF_REPORTS)]
+    pub(crate) output_graph: Option<PathBuf>,
+    /// Compress the file, so that it can still be read from any place; `zstd -d` makes a plain core file of
+    /// it.
+    #[arg(long, requires = "output_graph")]
+    pub(crate) compress: bool,
+    /// Save all that memory holds. That is what is done without any of the three.
+    #[arg(long, requires = "output_graph", conflicts_with_all = ["readonly_content", "no_content"])]
+    pub(crate) full_content: bool,
+    /// Save what finds the leaks, and what read-only memory of files holds.
+    #[arg(long, requires = "output_graph", conflicts_with = "no_content")]
+    pub(crate) readonly_content: bool,
+}
+
+impl LeaksArgs {
+    /// How much of what memory holds is to be saved.
+    pub(crate) fn content_level(&self) -> ContentLevel {
+        match (self.output.no_content, self.save.readonly_content) {
+            (true, _) => ContentLevel::None,
+            (_, true) => ContentLevel::Readonly,
+            _ => ContentLevel::Full,
+        }
+    }
 }
 
 /// A class of roots, as it is typed.
@@ -537,6 +632,11 @@ mod tests {
             "rleaks 1 --follow-children",
             "rleaks --at-exit --leak-status 256 -- app",
             "rleaks 1 --at-exit -- app",
+            "rleaks --at-exit --output-graph x -- app",
+            "rleaks 1 --output-graph x --json",
+            "rleaks 1 --compress",
+            "rleaks 1 --readonly-content",
+            "rleaks 1 --output-graph x --full-content --no-content",
             "rleaks record",
             "rleaks record app",
             "rleaks record --sample 0 -- app",
@@ -544,6 +644,14 @@ mod tests {
             "rleaks preload-path /lib",
             "rleaks demo 1",
             "rleaks schema --json",
+            "rleaks schema heap",
+            "rleaks 1 --diff-from a.json --baseline b.json",
+            "rleaks --diff-from a.json",
+            "rleaks 1 --diff-from a.json --output-graph a.core",
+            "rleaks 1 --baseline a.json --output-graph a.core",
+            "rleaks diff a.json",
+            "rleaks diff a.json b.json c.json",
+            "rleaks diff a.json b.json --json --limit 3",
             "rleaks completions",
         ] {
             assert!(parse(line).is_err(), "{line}");

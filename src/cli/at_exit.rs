@@ -8,7 +8,8 @@ use anyhow::{Context, anyhow};
 
 use super::ExitStatus;
 use super::args::LeaksArgs;
-use super::capture::capture_at_end;
+use super::capture::{Purpose, capture_at_end};
+use super::compare;
 use super::error::{self, printable};
 use super::{leaks, preload};
 use crate::platform::{
@@ -16,11 +17,13 @@ use crate::platform::{
     TargetFiles, Waiters, private_folder, privileges, signal_name,
 };
 use crate::report::Report;
+use crate::report::compare::Earlier;
 use crate::stacklog::{ExitPage, format};
 
 /// Runs the command, and prints a report when it has ended.
 pub(crate) fn at_exit(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let plan = Plan::new(args)?;
+    let earlier = compare::earlier(args)?;
     if let Some(path) = leaks::json_file(args) {
         // What cannot be written is better known now than when the command has ended.
         leaks::create(path)?;
@@ -29,7 +32,7 @@ pub(crate) fn at_exit(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     let mut outcome = Outcome::default();
     let end = loop {
         match followed.next_event()? {
-            FollowEvent::Ending(ending) => outcome.take(ending, args),
+            FollowEvent::Ending(ending) => outcome.take(ending, args, earlier.as_ref()),
             FollowEvent::Refused(pid, error) => {
                 let error = anyhow!(error).context(format!("cannot scan process {pid} at its end"));
                 outcome.failed(&error, pid);
@@ -163,13 +166,18 @@ struct Outcome {
 
 impl Outcome {
     /// Scans a process that stands at its end, and lets it end.
-    fn take(&mut self, ending: Ending, args: &LeaksArgs) {
+    fn take(&mut self, ending: Ending, args: &LeaksArgs, earlier: Option<&Earlier>) {
         let (pid, status) = (ending.pid, ending.status);
         let report = leaks::scan(args, || {
             // When it was captured it ends, and its files are out of reach.
             let files = TargetFiles::of_process(pid);
             let method = args.scan.snapshot.into();
-            Ok((capture_at_end(ending, method)?, files))
+            Ok((capture_at_end(ending, method, Purpose::Scan)?, files))
+        });
+        let report = report.and_then(|mut report| {
+            let compared = earlier.map(|earlier| earlier.leave_only_new(&mut report));
+            compared.transpose()?;
+            Ok(report)
         });
         match report {
             Ok(mut report) => {

@@ -5,11 +5,15 @@ use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::addr::Addr;
+use anyhow::Context;
+
+use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::{self, Exporter, Heap, HeapError, embedded_allocator};
+use crate::memory::{Excerpt, Reads};
 use crate::platform::{
     CaptureError, Ending, Stopped, Survey, SuspendError, Target, interrupt_flag,
 };
+use crate::snapshot::saved::{HeapFacts, Saved};
 use crate::snapshot::{Method, Snapshot, Thread};
 use crate::stacklog::StackLog;
 
@@ -28,6 +32,12 @@ pub(super) struct Captured {
     pub(super) log: Option<StackLog>,
     /// The modules with a malloc.
     pub(super) exporters: Vec<Exporter>,
+    /// What beside the snapshot the walk depended on.
+    pub(super) facts: HeapFacts,
+    /// How many of the snapshot's warnings are of the capture itself.
+    pub(super) capture_warnings: usize,
+    /// Parts of the modules' files, where the snapshot is to be saved.
+    pub(super) parts: ModuleParts,
     /// With [`Method::Stream`] the target stands still until this is released, with [`Method::Fork`] a child of it
     /// lives as long.
     pub(super) stopped: Option<Stopped>,
@@ -39,6 +49,54 @@ struct Prepared {
     exporters: Vec<Exporter>,
     /// The allocator that is linked into the executable.
     embedded: Option<&'static str>,
+    parts: ModuleParts,
+}
+
+/// What the search for allocators reads of the modules' files, which no snapshot has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ModuleParts {
+    /// The memory that was read.
+    pub(super) read: RangeSet,
+    /// The pages of it.
+    pub(super) pages: Excerpt,
+}
+
+impl ModuleParts {
+    /// Copies the pages of what was `read`, the first one of each module, and the vdso, from the
+    /// target, which runs.
+    fn copy(survey: &Survey, read: RangeSet) -> Self {
+        const PAGE: u64 = 4096;
+        let first_pages = survey.modules.iter().map(|module| {
+            let is_vdso = module.path == "[vdso]";
+            let ends = module.segments.iter().map(|segment| segment.range.end);
+            let end = ends.max().filter(|_| is_vdso);
+            let page = AddrRange::with_size(module.base, 1);
+            AddrRange::new(module.base, end.unwrap_or(page.end))
+        });
+        let pages: RangeSet = read
+            .ranges()
+            .iter()
+            .copied()
+            .chain(first_pages)
+            .filter_map(|range| {
+                let start = range.start.align_down(PAGE);
+                Some(AddrRange::new(start, range.end.align_up(PAGE)?))
+            })
+            .collect();
+        Self {
+            pages: Excerpt::copy(survey.memory(), pages.ranges().iter().copied()),
+            read,
+        }
+    }
+}
+
+/// What a snapshot is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be looked at, and forgotten.
+    Scan,
+    /// To be saved.
+    Save,
 }
 
 /// What came of one stop.
@@ -51,14 +109,18 @@ enum Attempt {
 
 /// Captures `target`. Where a stop finds a thread inside malloc, the target goes on for some
 /// milliseconds and is stopped again.
-pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Captured> {
+pub(super) fn capture(
+    target: &Target,
+    method: Method,
+    purpose: Purpose,
+) -> anyhow::Result<Captured> {
     // The threads that copy exist before the target is stopped.
     rayon::broadcast(|_| ());
     let mut prepared = None;
     let mut late_stops = 0;
     let mut sleepers = BTreeSet::new();
     for stop in 1..MAX_STOPS {
-        let ready = prepare(target, method, prepared.take());
+        let ready = prepare(target, (method, purpose), prepared.take());
         if let (1, Ok(ready)) = (stop, &ready) {
             say_notice(&ready.survey);
         }
@@ -75,12 +137,12 @@ pub(super) fn capture(target: &Target, method: Method) -> anyhow::Result<Capture
     }
     target.give_up_fork();
     let prepared = prepared.filter(|prepared| !prepared.survey.is_fork());
-    last_attempt(target, prepare(target, method, prepared)?)
+    last_attempt(target, prepare(target, (method, purpose), prepared)?)
 }
 
 fn prepare(
     target: &Target,
-    method: Method,
+    (method, purpose): (Method, Purpose),
     prepared: Option<Prepared>,
 ) -> anyhow::Result<Prepared> {
     if interrupt_flag().load(Ordering::Relaxed) {
@@ -91,8 +153,15 @@ fn prepare(
     }
     let survey = target.survey(method)?;
     let executable = survey.executable();
+    let reads = Reads::new(survey.memory());
+    let exporters = heap::exporters(&reads, &survey.modules);
+    let read = reads.ranges();
     Ok(Prepared {
-        exporters: heap::exporters(survey.memory(), &survey.modules),
+        exporters,
+        parts: match purpose {
+            Purpose::Scan => ModuleParts::default(),
+            Purpose::Save => ModuleParts::copy(&survey, read),
+        },
         embedded: executable.and_then(|file| {
             embedded_allocator(file.size(), |offset, buf| file.read_at(offset, buf))
         }),
@@ -139,29 +208,22 @@ fn attempt(
     if stopped.has_other_modules(&prepared.survey) {
         return Ok(Attempt::Again(None));
     }
-    let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let log = stack_log(&mut snapshot, &prepared.exporters);
-    let walk = heap::walk(
-        &snapshot,
-        &prepared.exporters,
-        prepared.embedded,
-        log.as_ref(),
-    );
-    stopped.as_ref().map_or(Ok(()), Stopped::check_child)?;
-    let walk = walk?;
-    if !walk.is_clean() {
-        return Ok(Attempt::Again(None));
-    }
-    let interposition = heap::interposition_warning(&prepared.exporters);
-    snapshot.warnings.extend(walk.warnings);
-    snapshot.warnings.extend(interposition);
-    Ok(Attempt::Captured(Box::new(Captured {
-        snapshot,
-        heap: walk.heap,
-        log,
+    let (snapshot, stopped) = stopped.capture(prepared.survey)?;
+    let found = Found {
+        stack_log: heap::stack_log(&prepared.exporters),
         exporters: prepared.exporters,
-        stopped,
-    })))
+        embedded: prepared.embedded,
+        inside_malloc: None,
+    };
+    let captured = found.walk(snapshot);
+    stopped.as_ref().map_or(Ok(()), Stopped::check_child)?;
+    Ok(captured?.map_or(Attempt::Again(None), |captured| {
+        Attempt::Captured(Box::new(Captured {
+            stopped,
+            parts: prepared.parts,
+            ..captured
+        }))
+    }))
 }
 
 /// Stops the target a last time.
@@ -172,13 +234,17 @@ fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured>
 
 /// Captures a process that stands at its end. There is no second attempt: a thread that was killed
 /// inside malloc stays there.
-pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<Captured> {
+pub(super) fn capture_at_end(
+    ending: Ending,
+    method: Method,
+    purpose: Purpose,
+) -> anyhow::Result<Captured> {
     // The threads that copy exist before memory is copied.
     rayon::broadcast(|_| ());
     let target = Target::new(ending.pid);
     // A process that is at its end waits for nothing.
     target.give_up_fork();
-    let prepared = prepare(&target, method, None)?;
+    let prepared = prepare(&target, (method, purpose), None)?;
     let stopped = ending.stopped(&target, &prepared.survey)?;
     accept(stopped, prepared)
 }
@@ -186,33 +252,97 @@ pub(super) fn capture_at_end(ending: Ending, method: Method) -> anyhow::Result<C
 /// Takes what is found, where a thread that stands inside malloc explains what is wrong with it.
 fn accept(stopped: Stopped, prepared: Prepared) -> anyhow::Result<Captured> {
     let inside_malloc = is_inside_malloc(&stopped, &prepared.exporters);
-    let (mut snapshot, stopped) = stopped.capture(prepared.survey)?;
-    let log = stack_log(&mut snapshot, &prepared.exporters);
-    let walk = heap::walk(
-        &snapshot,
-        &prepared.exporters,
-        prepared.embedded,
-        log.as_ref(),
-    );
-    stopped.as_ref().map_or(Ok(()), Stopped::check_child)?;
-    let walk = walk?;
-    let (heap, warnings) = walk.settle(inside_malloc)?;
-    snapshot.warnings.extend(warnings);
-    let interposition = heap::interposition_warning(&prepared.exporters);
-    snapshot.warnings.extend(interposition);
-    Ok(Captured {
-        snapshot,
-        heap,
-        log,
+    let (snapshot, stopped) = stopped.capture(prepared.survey)?;
+    let found = Found {
+        stack_log: heap::stack_log(&prepared.exporters),
         exporters: prepared.exporters,
+        embedded: prepared.embedded,
+        inside_malloc: Some(inside_malloc),
+    };
+    let captured = found.walk(snapshot);
+    stopped.as_ref().map_or(Ok(()), Stopped::check_child)?;
+    let captured = captured?.context("there is no other attempt")?;
+    Ok(Captured {
         stopped,
+        parts: prepared.parts,
+        ..captured
+    })
+}
+
+/// What is known of the allocators of a snapshot before its heap is walked.
+pub(super) struct Found {
+    pub(super) exporters: Vec<Exporter>,
+    pub(super) embedded: Option<&'static str>,
+    /// Whether a thread stands inside malloc; `None` where a heap that does not fit together is not
+    /// taken.
+    pub(super) inside_malloc: Option<bool>,
+    /// Where the header of the malloc stack log is, if a recorder was loaded.
+    pub(super) stack_log: Option<Addr>,
+}
+
+impl Found {
+    /// Walks the heap of `snapshot`. `None` where it is not to be taken.
+    pub(super) fn walk(self, mut snapshot: Snapshot) -> anyhow::Result<Option<Captured>> {
+        let capture_warnings = snapshot.warnings.len();
+        let log = stack_log(&mut snapshot, self.stack_log);
+        let walk = heap::walk(&snapshot, &self.exporters, self.embedded, log.as_ref())?;
+        let (heap, warnings) = match self.inside_malloc {
+            None if !walk.is_clean() => return Ok(None),
+            None => walk.settle(false)?,
+            Some(inside_malloc) => walk.settle(inside_malloc)?,
+        };
+        snapshot.warnings.extend(warnings);
+        let interposition = heap::interposition_warning(&self.exporters);
+        snapshot.warnings.extend(interposition);
+        Ok(Some(Captured {
+            facts: HeapFacts {
+                embedded: self.embedded.map(str::to_owned),
+                inside_malloc: self.inside_malloc.unwrap_or(false),
+                stack_log: self.stack_log,
+            },
+            capture_warnings,
+            parts: ModuleParts::default(),
+            snapshot,
+            heap,
+            log,
+            exporters: self.exporters,
+            stopped: None,
+        }))
+    }
+}
+
+/// Walks the heap of a snapshot that was saved.
+pub(super) fn of_saved(saved: Saved) -> anyhow::Result<Captured> {
+    let Saved {
+        snapshot,
+        images,
+        parts,
+        heap: facts,
+    } = saved;
+    let embedded = facts.embedded.as_deref().and_then(heap::embedded_named);
+    let reads = Reads::new(&images);
+    let exporters = heap::exporters(&reads, &snapshot.modules);
+    let read = reads.ranges();
+    let found = Found {
+        exporters,
+        embedded,
+        inside_malloc: Some(facts.inside_malloc),
+        stack_log: facts.stack_log,
+    };
+    let captured = found.walk(snapshot)?;
+    let captured = captured.context("a saved heap is taken as it is")?;
+    Ok(Captured {
+        parts: ModuleParts {
+            pages: Excerpt::copy(&images, parts.into_iter()),
+            read,
+        },
+        ..captured
     })
 }
 
 /// The malloc stack log of `snapshot`. A log that cannot be used is a warning.
-fn stack_log(snapshot: &mut Snapshot, exporters: &[Exporter]) -> Option<StackLog> {
-    let header = heap::stack_log(exporters)?;
-    let log = StackLog::find(snapshot, header);
+fn stack_log(snapshot: &mut Snapshot, header: Option<Addr>) -> Option<StackLog> {
+    let log = StackLog::find(snapshot, header?);
     log.unwrap_or_else(|error| {
         snapshot.warnings.push(error.warning());
         None

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::ExitStatus;
 use super::args::HeapArgs;
-use super::capture::capture;
+use super::capture::{Captured, Purpose, capture};
 use super::error;
+use super::saved;
 use super::target;
 use crate::heap::Heap;
 use crate::platform::Target;
@@ -53,6 +54,10 @@ struct RangeEntry {
 /// Lists the zones of each target. A target that cannot be read does not keep the others from being
 /// listed.
 pub(crate) fn heap(args: &HeapArgs) -> anyhow::Result<ExitStatus> {
+    if let Some(path) = target::file(&args.target)? {
+        return print_file(path, args)
+            .with_context(|| format!("cannot read the heap in {}", error::printable(path)));
+    }
     let processes = target::find(&args.target)?;
     let mut out = output(args)?;
     if let [process] = processes.as_slice() {
@@ -78,7 +83,21 @@ fn output(args: &HeapArgs) -> anyhow::Result<Box<dyn Write>> {
 }
 
 fn read_and_print(pid: u32, args: &HeapArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
-    let captured = capture(&Target::new(pid), Method::Copy)?;
+    let captured = capture(&Target::new(pid), Method::Copy, Purpose::Scan)?;
+    print(&captured, args, out)
+}
+
+/// Lists the zones of the heap in the core file at `path`.
+fn print_file(path: &str, args: &HeapArgs) -> anyhow::Result<ExitStatus> {
+    let (captured, _, damage) = saved::read(Path::new(path), &args.files)?;
+    if let Some(error) = damage.error() {
+        return Err(error.clone().into());
+    }
+    print(&captured, args, &mut output(args)?)
+}
+
+fn print(captured: &Captured, args: &HeapArgs, out: &mut dyn Write) -> anyhow::Result<ExitStatus> {
+    let pid = captured.snapshot.process.pid;
     let written = match args.json {
         None => write_text(pid, &captured.heap, out),
         Some(_) => write_json(pid, &captured.heap, out),

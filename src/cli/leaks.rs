@@ -11,18 +11,22 @@ use rayon::prelude::*;
 
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
-use super::capture::{Captured, capture};
+use super::capture::{Captured, Purpose, capture};
+use super::compare;
 use super::error;
 use super::phases::Phases;
 use super::stacks;
 use super::target;
+use super::{save, saved};
 use crate::addr::RangeSet;
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
+use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
-use crate::snapshot::{Method, Snapshot};
+use crate::snapshot::saved::Damage;
+use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
 use crate::symbolize::{Describer, Description, Symbolizer};
 use crate::warning::{Bias, Warning};
@@ -33,17 +37,26 @@ const DESCRIBED_BYTES: u64 = 4096;
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
 /// the others from being scanned.
 pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
+    if let Some(path) = &args.save.output_graph {
+        return save::save(args, path);
+    }
+    let earlier = compare::earlier(args)?;
+    if let Some(path) = target::file(&args.target)? {
+        let report = report_of_file(path, args)
+            .with_context(|| format!("cannot scan {}", error::printable(path)))?;
+        return conclude(report, args, earlier.as_ref());
+    }
     let processes = target::find(&args.target)?;
     if let (Some(path), true) = (json_file(args), args.target.is_all()) {
         // Emptied before the first of several reports.
         create(path)?;
     }
     if let [process] = processes.as_slice() {
-        return scan_and_print(process.pid, args);
+        return scan_and_print(process.pid, args, earlier.as_ref());
     }
     let mut status = ExitStatus::Done;
     for process in processes {
-        let one = scan_and_print(process.pid, args)
+        let one = scan_and_print(process.pid, args, earlier.as_ref())
             .with_context(|| format!("cannot scan process {}", process.pid));
         let one = one.unwrap_or_else(|error| error::report(&error));
         status = status.max(one);
@@ -51,23 +64,65 @@ pub(crate) fn leaks(args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
     Ok(status)
 }
 
-/// Scans the process `pid` and prints its report.
-pub(crate) fn scan_and_print(pid: u32, args: &LeaksArgs) -> anyhow::Result<ExitStatus> {
-    let method = args.scan.snapshot.into();
+/// The report of a file of a target's memory.
+pub(super) fn report_of_file(path: &str, args: &LeaksArgs) -> anyhow::Result<Report> {
+    let mut damage = Damage::default();
     let report = scan(args, || {
-        let max_pause = args.scan.max_pause;
-        let max_pause = max_pause.map(|ms| Duration::from_millis(ms.into()));
-        let captured = capture(&Target::new(pid).with_max_pause(max_pause), method)?;
-        // The target's files are pinned while it lives; its symbols are read later.
-        Ok((captured, TargetFiles::of_process(pid)))
+        let (captured, files, found) = saved::read(Path::new(path), &args.files)?;
+        check_content(&captured, args)?;
+        damage = found;
+        Ok((captured, files))
     })?;
-    let several = args.target.is_all();
-    print(&report, args, several)?;
+    if let Some(error) = damage.error() {
+        return Err(error.clone().into());
+    }
+    Ok(report)
+}
+
+/// Prints a report, or what of it `earlier` does not have, and says whether that has leaks.
+fn conclude(
+    mut report: Report,
+    args: &LeaksArgs,
+    earlier: Option<&Earlier>,
+) -> anyhow::Result<ExitStatus> {
+    if let Some(earlier) = earlier {
+        earlier.leave_only_new(&mut report)?;
+    }
+    print(&report, args, args.target.is_all())?;
     Ok(if report.has_leaks() {
         ExitStatus::Leaks
     } else {
         ExitStatus::Done
     })
+}
+
+/// A snapshot without content has only aligned references.
+fn check_content(captured: &Captured, args: &LeaksArgs) -> anyhow::Result<()> {
+    let is_full = captured.snapshot.capture.content == ContentLevel::Full;
+    anyhow::ensure!(
+        is_full || !args.scan.unaligned,
+        "--unaligned needs the content, and the snapshot was saved without it: save one with \
+         --full-content"
+    );
+    Ok(())
+}
+
+/// Scans the process `pid` and prints its report, or what of it `earlier` does not have.
+pub(crate) fn scan_and_print(
+    pid: u32,
+    args: &LeaksArgs,
+    earlier: Option<&Earlier>,
+) -> anyhow::Result<ExitStatus> {
+    let method = args.scan.snapshot.into();
+    let report = scan(args, || {
+        let max_pause = args.scan.max_pause;
+        let max_pause = max_pause.map(|ms| Duration::from_millis(ms.into()));
+        let target = Target::new(pid).with_max_pause(max_pause);
+        let captured = capture(&target, method, Purpose::Scan)?;
+        // The target's files are pinned while it lives; its symbols are read later.
+        Ok((captured, TargetFiles::of_process(pid)))
+    })?;
+    conclude(report, args, earlier)
 }
 
 /// The report of the target that `capture` captures, with the files that it sees.
@@ -83,26 +138,27 @@ pub(super) fn scan(
     use_threads(&args.scan)?;
     phases.begin("capture the target and walk its heap");
     let (captured, files) = capture()?;
-    let report = analyse(captured, files, args, &mut phases)?;
+    let report = analyse(captured, files, (&args.scan, &args.output), &mut phases)?;
     phases.finish();
     Ok(report)
 }
 
-fn analyse(
+/// The report of a captured target, with the files that it sees.
+pub(super) fn analyse(
     mut captured: Captured,
     files: TargetFiles,
-    args: &LeaksArgs,
+    (args, output): (&ScanArgs, &OutputArgs),
     phases: &mut Phases,
 ) -> anyhow::Result<Report> {
-    let (graph, marks) = reach(&captured, &args.scan, phases)?;
+    let (graph, marks) = reach(&captured, args, phases)?;
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
     let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
     let excerpt = release(&mut captured, &leaks)?;
 
     phases.begin("name call stacks");
-    let (snapshot, output) = (&mut captured.snapshot, &args.output);
-    let (stacks, files) = stacks::named(&allocations, snapshot, files, output);
+    let snapshot = &mut captured.snapshot;
+    let (stacks, images, files) = stacks::named(&allocations, snapshot, files, output);
     let passes = |leak: &Leak, function: &str| {
         let allocation = allocations.of_block(leak.block);
         let stack = allocation.and_then(|allocation| allocation.stack);
@@ -119,7 +175,8 @@ fn analyse(
     };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let descriptions = describe(&describer, heap, &leaks, &args.output);
+    let shows_content = !output.no_content && snapshot.capture.content == ContentLevel::Full;
+    let descriptions = describe(&describer, heap, &leaks, shows_content);
     let described = |leak: &Leak| {
         let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
         index.map_or_else(
@@ -127,19 +184,32 @@ fn analyse(
             |index| descriptions[index].clone(),
         )
     };
+    let is_reduced = snapshot.capture.content != ContentLevel::Full;
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
         allocations: &allocations,
-        stacks: (!args.output.no_stacks).then_some(&stacks),
+        stacks: (!output.no_stacks).then_some(&stacks),
+        images: &images,
     });
     let mut report = Report::new(snapshot, heap, &leaks, described, logged, phases.elapsed());
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
     report.warnings.extend(unreadable(&graph));
+    if is_reduced && !output.no_content {
+        report.warnings.push(without_content());
+    }
     let log = captured.log.as_ref();
-    let unused = stacks::nothing_to_exclude(&args.output, log);
+    let unused = stacks::nothing_to_exclude(output, log);
     report.warnings.extend(unused);
     Ok(report)
+}
+
+/// The leaks of a captured target, whose roots are all roots that there are.
+pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
+    let index = BlockIndex::new(&captured.heap.blocks)?;
+    let graph = extract(captured, &index, &[], Alignment::Words)?;
+    let marks = scan::mark(&graph);
+    Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
 }
 
 /// Finds what the blocks and roots reference, and which blocks the roots reach.
@@ -150,7 +220,13 @@ fn reach(
 ) -> anyhow::Result<(Graph, Marks)> {
     phases.begin("extract references");
     let index = BlockIndex::new(&captured.heap.blocks)?;
-    let graph = extract(captured, &index, args)?;
+    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+    let alignment = if args.unaligned {
+        Alignment::Bytes
+    } else {
+        Alignment::Words
+    };
+    let graph = extract(captured, &index, &excluded, alignment)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
@@ -178,21 +254,20 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
     result.context("cannot start the threads that --threads asks for")
 }
 
-fn extract(captured: &Captured, index: &BlockIndex<'_>, args: &ScanArgs) -> anyhow::Result<Graph> {
-    let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
+fn extract(
+    captured: &Captured,
+    index: &BlockIndex<'_>,
+    excluded: &[RootKind],
+    alignment: Alignment,
+) -> anyhow::Result<Graph> {
     let Captured { snapshot, heap, .. } = captured;
     let log = captured.log.as_ref().map(StackLog::own_memory);
     let roots = scan::roots(
         snapshot,
         heap,
         log.unwrap_or(&RangeSet::default()),
-        &excluded,
+        excluded,
     );
-    let alignment = if args.unaligned {
-        Alignment::Bytes
-    } else {
-        Alignment::Words
-    };
     let interrupted = || interrupt_flag().load(Ordering::Relaxed);
     Ok(Graph::extract(
         &*snapshot.memory,
@@ -218,7 +293,7 @@ fn describe(
     describer: &Describer<'_>,
     heap: &Heap,
     leaks: &[Leak],
-    output: &OutputArgs,
+    shows_content: bool,
 ) -> Vec<Description> {
     leaks
         .par_iter()
@@ -228,7 +303,7 @@ fn describe(
                 .and_then(|b| heap.blocks.get(b));
             match block {
                 None => Description::default(),
-                Some(block) if output.no_content => Description {
+                Some(block) if !shows_content => Description {
                     type_name: describer.type_name(block),
                     content: None,
                 },
@@ -236,6 +311,14 @@ fn describe(
             }
         })
         .collect()
+}
+
+fn without_content() -> Warning {
+    Warning::new(
+        "no_content",
+        "the snapshot was saved without what the leaked blocks contain: it is not shown",
+        Bias::None,
+    )
 }
 
 fn unreadable(graph: &Graph) -> Option<Warning> {

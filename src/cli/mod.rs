@@ -3,18 +3,27 @@
 mod args;
 mod at_exit;
 mod capture;
+mod compare;
+mod core_file;
 mod demo;
 mod demo_target;
+mod diff;
 mod doctor;
 mod error;
 mod heap;
 mod help;
 mod leaks;
+mod live;
 mod panic;
 mod phases;
 mod preload;
 mod record;
+mod reduction;
+mod report_file;
+mod save;
+mod saved;
 mod schema;
+mod side;
 mod stacks;
 mod target;
 
@@ -82,12 +91,13 @@ fn run(args: Args) -> anyhow::Result<ExitStatus> {
     match args.command {
         None if args.leaks.at_exit.at_exit => at_exit::at_exit(&args.leaks),
         None => leaks::leaks(&args.leaks),
-        Some(Command::Demo) => demo::demo(|pid| leaks::scan_and_print(pid, &args.leaks)),
+        Some(Command::Demo) => demo::demo(|pid| leaks::scan_and_print(pid, &args.leaks, None)),
         Some(Command::Doctor(doctor)) => doctor::doctor(&doctor),
+        Some(Command::Diff(diff)) => diff::diff(&diff),
         Some(Command::Heap(heap)) => heap::heap(&heap),
         Some(Command::Record(record)) => record::record(&record),
         Some(Command::PreloadPath { install }) => preload::preload_path(install.as_deref()),
-        Some(Command::Schema) => schema::schema(),
+        Some(Command::Schema { of }) => schema::schema(of),
         Some(Command::Completions { shell }) => help::completions(shell),
         Some(Command::Man) => help::man(),
         Some(Command::DemoTarget) => demo_target::demo_target(),

@@ -1,12 +1,18 @@
-//! `rleaks schema`: the JSON Schema of the report.
+//! `rleaks schema`: the JSON Schema of the report, or of a diff.
 
 use anyhow::Context;
 
 use super::ExitStatus;
-use crate::report::write_schema;
+use super::args::SchemaOf;
+use crate::report::{write_diff_schema, write_schema};
 
-/// Prints the schema on standard output.
-pub(crate) fn schema() -> anyhow::Result<ExitStatus> {
-    write_schema(&mut std::io::stdout().lock()).context("cannot write the schema")?;
+/// Prints a schema on standard output.
+pub(crate) fn schema(of: SchemaOf) -> anyhow::Result<ExitStatus> {
+    let mut out = std::io::stdout().lock();
+    let written = match of {
+        SchemaOf::Report => write_schema(&mut out),
+        SchemaOf::Diff => write_diff_schema(&mut out),
+    };
+    written.context("cannot write the schema")?;
     Ok(ExitStatus::Done)
 }

@@ -54,10 +54,22 @@ pub(super) fn named(
     snapshot: &mut Snapshot,
     files: TargetFiles,
     output: &OutputArgs,
-) -> (CallStacks, TargetFiles) {
+) -> (CallStacks, CodeImages, TargetFiles) {
     if output.no_stacks && output.exclude.is_empty() {
-        return (CallStacks::default(), files);
+        return (CallStacks::default(), CodeImages::default(), files);
     }
+    let (stacks, images, files, warnings) = resolve(allocations, snapshot, files, output);
+    snapshot.warnings.extend(warnings);
+    (stacks, images, files)
+}
+
+/// The same, with the warnings beside it.
+pub(super) fn resolve(
+    allocations: &Allocations,
+    snapshot: &Snapshot,
+    files: TargetFiles,
+    output: &OutputArgs,
+) -> (CallStacks, CodeImages, TargetFiles, Vec<Warning>) {
     let detail = if output.no_sources {
         Detail::Names
     } else {
@@ -66,8 +78,9 @@ pub(super) fn named(
     let images = CodeImages::new(allocations, snapshot);
     let code = NamedCode::new(&images, files, detail);
     let stacks = CallStacks::resolve(allocations, &code);
-    snapshot.warnings.extend(code.warnings());
-    (stacks, code.into_files())
+    let warnings = code.warnings();
+    let files = code.into_files();
+    (stacks, images, files, warnings)
 }
 
 /// Leaves out the leaks whose stack passes one of the functions that are to be left out, and counts

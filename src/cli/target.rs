@@ -8,7 +8,9 @@ use anyhow::{Context, bail};
 use clap::CommandFactory;
 
 use super::args::{Args, TargetArgs};
-use crate::platform::{self, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
+use super::error;
+use crate::platform::{self, Choice, FindError, Obstacle, ProcessInfo, find_by_name, find_by_pid};
+use crate::snapshot::packed::Packing;
 
 /// What the word that names the target is.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,10 +45,31 @@ pub(crate) fn find(args: &TargetArgs) -> anyhow::Result<Vec<ProcessInfo>> {
             Ok(found?)
         }
         Word::File(path) => bail!(
-            "core and snapshot files are not supported yet: {path}; \
-             name a running process by its pid or its name"
+            "{} is a file; name a running process by its pid or its name",
+            error::printable(path)
         ),
     }
+}
+
+/// The file that `args` name, if it is one.
+///
+/// # Errors
+///
+/// It is one, and `args` choose among processes.
+pub(crate) fn file(args: &TargetArgs) -> anyhow::Result<Option<&str>> {
+    let Word::File(path) = word(args) else {
+        return Ok(None);
+    };
+    let option = match args.choice() {
+        Choice::Only => return Ok(Some(path)),
+        Choice::Newest => "--newest",
+        Choice::Oldest => "--oldest",
+        Choice::All => "--all",
+    };
+    bail!(
+        "{option} chooses among processes of a name, and {} is a file: leave {option} out",
+        error::printable(path)
+    )
 }
 
 /// Says whether `name` is a command, as in `rleaks --list demo`, where it stands for a process.
@@ -74,14 +97,15 @@ fn classify(word: &str, is_core: impl FnOnce(&Path) -> bool) -> Word<'_> {
 
 /// Says whether the file at `path` starts as an ELF core file does. One that cannot be read does
 /// not.
-fn starts_as_core(path: &Path) -> bool {
+pub(super) fn starts_as_core(path: &Path) -> bool {
     // Opening a named pipe would wait for a writer.
     if !path.is_file() {
         return false;
     }
     let mut header = [0; 18];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
-    read.is_ok() && is_core_header(&header)
+    let magic = header.first_chunk().copied().unwrap_or_default();
+    read.is_ok() && (is_core_header(&header) || Packing::of_magic(magic).is_some())
 }
 
 /// Looks at the magic number, the byte order and the type of an ELF header.

@@ -44,6 +44,13 @@ pub fn embedded_allocator(
     Some(name)
 }
 
+/// The allocator of this name, if it is one that can be found in an executable.
+#[must_use]
+pub fn embedded_named(name: &str) -> Option<&'static str> {
+    let mut names = SIGNS.iter().map(|(name, _)| *name);
+    names.find(|known| *known == name)
+}
+
 fn forwards(sign: &str) -> Finder<'static> {
     let text: String = sign.chars().rev().collect();
     Finder::new(text.as_bytes()).into_owned()

@@ -123,7 +123,11 @@ fn exporter(memory: &dyn Memory, module: &Module) -> Option<Exporter> {
 /// The string that `gnu_get_libc_version` returns. All that the function does is to load its
 /// address, with or without a landing pad before that.
 fn glibc_version(memory: &dyn Memory, symbols: &[DynamicSymbol]) -> Option<String> {
-    const LANDING_PADS: [[u8; 4]; 2] = [[0xf3, 0x0f, 0x1e, 0xfa], [0xf3, 0x0f, 0x1e, 0xfb]];
+    const LANDING_PADS: [[u8; 4]; 3] = [
+        [0xf3, 0x0f, 0x1e, 0xfa],
+        [0xf3, 0x0f, 0x1e, 0xfb],
+        [0x5f, 0x24, 0x03, 0xd5],
+    ];
     let function = symbols
         .iter()
         .find(|symbol| symbol.is_defined && symbol.name == "gnu_get_libc_version")?;
@@ -135,7 +139,9 @@ fn glibc_version(memory: &dyn Memory, symbols: &[DynamicSymbol]) -> Option<Strin
         code = code.get(4..)?;
         start = start.checked_add(4)?;
     }
-    let string = loaded_address(start, code).or_else(|| loaded_address_32(start, code))?;
+    let string = loaded_address(start, code)
+        .or_else(|| loaded_address_32(start, code))
+        .or_else(|| loaded_address_aarch64(start, code))?;
     let mut text = [0; 16];
     let count = memory.read(string, &mut text);
     let text = text.get(..count)?.split(|byte| *byte == 0).next()?;
@@ -163,6 +169,22 @@ fn loaded_address_32(start: Addr, code: &[u8]) -> Option<Addr> {
     let table = here.wrapping_add(u32::from_le_bytes(*table));
     let string = table.wrapping_add(u32::from_le_bytes(*offset));
     Some(Addr(string.into()))
+}
+
+/// What aarch64 code loads: `adrp x0, page`, `add x0, x0, #offset`. The page counts from that of the
+/// instruction.
+fn loaded_address_aarch64(start: Addr, code: &[u8]) -> Option<Addr> {
+    let (words, _) = code.as_chunks();
+    let [adrp, add, ..] = words else { return None };
+    let [adrp, add] = [adrp, add].map(|word| u32::from_le_bytes(*word));
+    if adrp & 0x9f00_001f != 0x9000_0000 || add & 0xffc0_03ff != 0x9100_0000 {
+        return None;
+    }
+    let pages = (adrp >> 5 & 0x7_ffff) << 2 | adrp >> 29 & 3;
+    // The number has 21 bits, the highest of which is its sign.
+    let pages = i64::from((pages << 11).cast_signed() >> 11);
+    let page = (start.0 & !0xfff).wrapping_add_signed(pages << 12);
+    Some(Addr(page.wrapping_add(u64::from(add >> 10 & 0xfff))))
 }
 
 /// Allocators by the functions that only they export, and by the names of their files.
@@ -292,7 +314,11 @@ pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Expor
         let mut code = allocators(exporters).filter_map(|exporter| exporter.code);
         code.any(|code| code.contains(addr))
     };
-    if is_code(thread.instruction_pointer) {
+    // On aarch64 what was called last may have kept its return address in a register alone.
+    let link = thread.link_register();
+    if is_code(thread.instruction_pointer)
+        || link.is_some_and(|link| is_code(without_signature(link)))
+    {
         return true;
     }
     let width = thread.width.unwrap_or_default();
@@ -309,7 +335,20 @@ pub fn is_inside_malloc(thread: &Thread, memory: &dyn Memory, exporters: &[Expor
     let mut stack = [0; SEARCHED_WORDS * 8];
     let count = memory.read(thread.stack_pointer, &mut stack);
     let words = width.words(stack.get(..count).unwrap_or_default());
-    words.take(SEARCHED_WORDS).any(|word| is_code(Addr(word)))
+    words.take(SEARCHED_WORDS).any(|word| {
+        let word = Addr(word);
+        is_code(if link.is_some() {
+            without_signature(word)
+        } else {
+            word
+        })
+    })
+}
+
+/// A return address of aarch64 code, which may carry a signature (`paciasp`) in the bits that no address
+/// of a program has.
+fn without_signature(addr: Addr) -> Addr {
+    Addr(addr.0 & 0xffff_ffff_ffff)
 }
 
 /// Says whether the thread is in a system call on a futex, as one is that waits for a lock. malloc's
@@ -409,6 +448,52 @@ mod tests {
         memory.bytes[0x100..0x105].copy_from_slice(b"2.31\0");
         let symbols = [function("gnu_get_libc_version", 0x1000, 17)];
         assert_eq!(glibc_version(&memory, &symbols).as_deref(), Some("2.31"));
+    }
+
+    #[test]
+    fn the_version_of_an_aarch64_library_is_told() {
+        // adrp x0, 0x126 pages on, or 1 page back; add x0, x0, #0x300; ret: with and without bti c.
+        for (adrp, page) in [(0xd000_0920_u32, 0x14d_000), (0xf0ff_ffe0, 0x26_000)] {
+            for landing_pad in [&[][..], &[0x5f, 0x24, 0x03, 0xd5]] {
+                let code = [
+                    landing_pad,
+                    &adrp.to_le_bytes(),
+                    &0x910c_0000_u32.to_le_bytes(),
+                ]
+                .concat();
+                let mut memory = FakeMemory::zeroed(0x26_000, 0x12_8000);
+                let at = |addr: usize| addr - 0x26_000;
+                memory.bytes[at(0x27_960)..at(0x27_960) + code.len()].copy_from_slice(&code);
+                let string = at(page + 0x300);
+                memory.bytes[string..string + 5].copy_from_slice(b"2.36\0");
+                let symbols = [function("gnu_get_libc_version", 0x27_960, 12)];
+                assert_eq!(glibc_version(&memory, &symbols).as_deref(), Some("2.36"));
+            }
+        }
+    }
+
+    #[test]
+    fn signed_return_address_in_the_link_register_of_aarch64_is_inside_malloc() {
+        let exporters = [Exporter {
+            path: String::new(),
+            foreign: None,
+            is_glibc: true,
+            glibc_version: None,
+            code: Some(AddrRange::new(Addr(0x1000), Addr(0x2000))),
+            stack_log: None,
+        }];
+        let memory = FakeMemory::zeroed(0x7000, 0x1000);
+        let mut thread = Thread {
+            general: vec![0; 34],
+            stack_pointer: Addr(0x7000),
+            ..Thread::default()
+        };
+        assert!(!is_inside_malloc(&thread, &memory, &exporters));
+        thread.general[30] = 0x0034_0000_0000_1234;
+        assert!(is_inside_malloc(&thread, &memory, &exporters));
+        // That is another register on other machines.
+        thread.general.truncate(31);
+        assert!(!is_inside_malloc(&thread, &memory, &exporters));
     }
 
     #[test]

@@ -11,12 +11,14 @@ mod difference;
 mod embedded;
 mod exports;
 pub mod glibc;
+mod metadata;
 mod recorded;
 mod stand_in;
 
 pub use block::{Block, Heap, Zone};
-pub use embedded::embedded_allocator;
+pub use embedded::{embedded_allocator, embedded_named};
 pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log, waits_for_a_lock};
+pub use metadata::Metadata;
 pub use recorded::{Examples, Recorded};
 
 use glibc::Problem;

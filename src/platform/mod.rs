@@ -5,13 +5,21 @@
 //! here and nowhere else.
 
 mod debuginfod;
+#[cfg(unix)]
+mod disk_file;
 mod find;
 #[cfg(target_os = "linux")]
 mod linux;
+#[cfg(unix)]
+mod new_file;
 mod process;
 
 pub use debuginfod::Debuginfod;
+#[cfg(unix)]
+pub use disk_file::{DiskFile, unlinked_file};
 pub use find::{Choice, FindError, find_by_name, find_by_pid};
+#[cfg(all(target_os = "linux", any(test, fuzzing)))]
+pub use linux::fuzzing;
 #[cfg(target_os = "linux")]
 pub use linux::{
     CaptureError, CommandEnd, CommandLine, Costs, Disposition, Ending, FolderError, Follow,
@@ -22,4 +30,6 @@ pub use linux::{
     private_folder, privileges, process, processes, put_file, thread_count, tracer, visible_pid,
     watched, watched_command,
 };
+#[cfg(unix)]
+pub use new_file::{NewFile, Written};
 pub use process::{ProcessInfo, ProcessState, signal_name, user_name};

@@ -3,20 +3,23 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::call_stacks::CallStacks;
 use super::group::groups;
+use super::hex::Offset;
 use super::model::{
-    Capture, CaptureMethod, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack, StackLog,
+    Capture, CaptureMethod, HeapTotals, Leak, Module, Report, SCHEMA_VERSION, Stack, StackLog,
     StackLogMode, Summary, Target, TargetKind, Zone,
 };
+use super::named_code::CodeImages;
 use super::time::rfc3339;
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::memory::Width;
+use crate::platform::signal_name;
 use crate::scan::{self, LeakKind};
-use crate::snapshot::{self, Method, Snapshot};
+use crate::snapshot::{self, Method, Snapshot, Source};
 use crate::stacklog::{Allocations, LogHeader, LogMode};
 use crate::symbolize::Description;
 
@@ -29,6 +32,8 @@ pub struct Logged<'a> {
     pub allocations: &'a Allocations,
     /// Their stacks; `None` where nobody wants to see them.
     pub stacks: Option<&'a CallStacks>,
+    /// The images that their frames are in.
+    pub images: &'a CodeImages,
 }
 
 impl Report {
@@ -61,8 +66,10 @@ impl Report {
             summary: summary(&leaks),
             groups: groups(&leaks, stack_log.sample_bytes),
             leaks,
+            modules: modules(logged, &stacks.shown),
             stacks: stacks.shown,
             stack_log,
+            comparison: None,
             warnings: snapshot.warnings.clone(),
         }
     }
@@ -71,23 +78,43 @@ impl Report {
 fn target(snapshot: &Snapshot) -> Target {
     let process = &snapshot.process;
     Target {
-        kind: TargetKind::Process,
-        pid: Some(process.pid),
+        kind: match snapshot.source {
+            Source::Process => TargetKind::Process,
+            Source::Snapshot => TargetKind::Snapshot,
+            Source::Core => TargetKind::Core,
+        },
+        pid: Some(process.pid).filter(|pid| *pid != 0),
         name: process.name.clone(),
         executable: process.executable.clone(),
         command_line: process.command_line.clone(),
         command_status: None,
+        signal: process.signal.map(signal_name),
         // A living process runs on this machine.
         os: std::env::consts::OS.to_owned(),
-        arch: match snapshot.width {
-            Width::Four => "i386".to_owned(),
-            Width::Eight => std::env::consts::ARCH.to_owned(),
-        },
+        arch: snapshot.machine.name().to_owned(),
         pointer_size: match snapshot.width {
             Width::Four => 4,
             Width::Eight => 8,
         },
+        started_milliseconds: process
+            .started
+            .and_then(|t| u64::try_from(t.as_millis()).ok()),
+        address_space: address_space(&snapshot.auxv),
     }
+}
+
+/// A digest of the auxiliary vector: the kernel puts stack, loader and vdso at random addresses, and
+/// says in it where.
+fn address_space(auxv: &[(u64, u64)]) -> Option<Offset> {
+    const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const FNV_PRIME: u64 = 0x0100_0000_01b3;
+    let words = auxv.iter().flat_map(|(kind, value)| [*kind, *value]);
+    let mut bytes = words.flat_map(u64::to_le_bytes).peekable();
+    bytes.peek()?;
+    let digest = bytes.fold(FNV_OFFSET, |digest, byte| {
+        (digest ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
+    });
+    Some(Offset(digest))
 }
 
 fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Capture {
@@ -97,6 +124,7 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
             Method::Copy => CaptureMethod::Copy,
             Method::Stream => CaptureMethod::Stream,
             Method::Fork => CaptureMethod::Fork,
+            Method::File => CaptureMethod::File,
         },
         stops: capture.stops,
         pause_seconds: known_pause(capture).map(|pause| pause.as_secs_f64()),
@@ -104,13 +132,18 @@ fn capture(capture: &snapshot::Capture, threads: u64, total: Duration) -> Captur
         total_seconds: total.as_secs_f64(),
         threads,
         memory_bytes: capture.memory_bytes,
+        content: capture.content,
     }
 }
 
 /// The sum of all stops, or `None` while a target that is read in place has not run again.
 fn known_pause(capture: &snapshot::Capture) -> Option<Duration> {
-    let still_stopped = capture.method == Method::Stream && capture.pause.is_zero();
-    (!still_stopped).then_some(capture.pause)
+    let is_known = match capture.method {
+        Method::Copy | Method::Fork => true,
+        Method::Stream => !capture.pause.is_zero(),
+        Method::File => false,
+    };
+    is_known.then_some(capture.pause)
 }
 
 fn zones(heap: &Heap) -> Vec<Zone> {
@@ -138,6 +171,20 @@ fn stack_log(header: &LogHeader) -> StackLog {
     }
 }
 
+/// The images that the frames of `stacks` are in.
+fn modules(logged: Option<Logged<'_>>, stacks: &[Stack]) -> Vec<Module> {
+    let frames = stacks.iter().flat_map(|stack| &stack.frames);
+    let used: FxHashSet<&str> = frames.filter_map(|frame| frame.module.as_deref()).collect();
+    let modules = logged
+        .into_iter()
+        .flat_map(|logged| logged.images.modules());
+    let used = modules.filter(|module| used.contains(module.path.as_str()));
+    let mut modules: Vec<Module> = used.collect();
+    modules.sort_unstable_by(|a, b| (&a.path, &a.build_id).cmp(&(&b.path, &b.build_id)));
+    modules.dedup();
+    modules
+}
+
 /// The stacks of the report, numbered as leaks ask for them.
 struct Stacks<'a> {
     logged: Option<Logged<'a>>,
@@ -161,6 +208,7 @@ impl<'a> Stacks<'a> {
         if let Some(allocation) = allocation {
             leak.requested = Some(allocation.requested);
             leak.thread = Some(allocation.thread);
+            leak.allocated_milliseconds = Some(allocation.milliseconds());
             leak.stack = allocation.stack.and_then(|number| self.id(number));
         }
     }
@@ -227,10 +275,12 @@ fn reported(heap: &Heap, leak: &scan::Leak, description: Description) -> Leak {
         content_length,
         stack: None,
         thread: None,
+        allocated_milliseconds: None,
     }
 }
 
-fn summary(leaks: &[Leak]) -> Summary {
+/// Counts leaks.
+pub(super) fn summary(leaks: &[Leak]) -> Summary {
     let mut summary = Summary::default();
     for leak in leaks {
         summary.leaked_blocks += 1;

@@ -2,7 +2,7 @@
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::model::Frame;
+use super::model::{Frame, Stack};
 use crate::stacklog::{Allocations, CallStack, CodeFrame};
 
 /// Says which calls stand behind code addresses.
@@ -55,6 +55,19 @@ impl CallStacks {
         functions
             .into_iter()
             .any(|function| function == name || without_parameters(function) == name)
+    }
+
+    /// The stacks as a report has them; their numbers in the log are their ids.
+    #[must_use]
+    pub fn all(&self) -> Vec<Stack> {
+        let stack = |(number, named): (&u32, &NamedStack)| Stack {
+            id: *number,
+            frames: named.frames.clone(),
+            cut: named.is_cut,
+        };
+        let mut stacks: Vec<Stack> = self.0.iter().map(stack).collect();
+        stacks.sort_unstable_by_key(|stack| stack.id);
+        stacks
     }
 
     pub(super) fn get(&self, number: u32) -> Option<&NamedStack> {

@@ -11,7 +11,7 @@ use super::json;
 const SAMPLE: &str = r#"
 { "schema_version": 1, "rleaks_version": "0.1.0",
   "target":  {"kind": "process", "pid": 4242, "name": "mono-sgen", "executable": "/usr/bin/mono-sgen",
-              "command_line": ["mono-sgen", "program.exe"], "command_status": null, "os": "linux", "arch": "x86_64", "pointer_size": 8},
+              "command_line": ["mono-sgen", "program.exe"], "command_status": null, "signal": null, "os": "linux", "arch": "x86_64", "pointer_size": 8},
   "capture": {"taken_at": "2026-11-22T14:03:11Z", "method": "copy", "stops": 1, "pause_seconds": 0.0123,
               "longest_pause_seconds": 0.0123, "total_seconds": 0.51, "threads": 4, "memory_bytes": 123456},
   "zones":   [{"id": 0, "name": "glibc main arena", "allocator": "glibc 2.36", "blocks": 120, "bytes": 4096}],
@@ -30,7 +30,15 @@ const SAMPLE: &str = r#"
 "#;
 
 /// Fields that were added to the sample's.
-const ADDED: [&str; 7] = [
+const ADDED: [&str; 15] = [
+    ".capture.content",
+    ".target.started_milliseconds",
+    ".target.address_space",
+    ".modules",
+    ".modules.path",
+    ".modules.build_id",
+    ".comparison",
+    ".leaks.allocated_milliseconds",
     ".leaks.tree_parent",
     ".leaks.content_length",
     ".groups.estimated_blocks",

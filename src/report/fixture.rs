@@ -28,6 +28,8 @@ pub(super) fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> S
 /// A stopped Mono with four threads and nothing to read.
 pub(super) fn snapshot() -> Snapshot {
     Snapshot {
+        source: crate::snapshot::Source::Process,
+        machine: crate::snapshot::Machine::X86_64,
         width: crate::memory::Width::Eight,
         process: Process {
             pid: 4242,
@@ -35,6 +37,9 @@ pub(super) fn snapshot() -> Snapshot {
             name: "mono-sgen".to_owned(),
             executable: "/usr/bin/mono-sgen".to_owned(),
             command_line: vec!["mono-sgen".to_owned(), "program.exe".to_owned()],
+            started: Some(Duration::from_millis(81_230)),
+            user: 1000,
+            signal: None,
         },
         capture: Capture {
             taken_at: UNIX_EPOCH + Duration::from_secs(1_795_356_191),
@@ -43,12 +48,13 @@ pub(super) fn snapshot() -> Snapshot {
             pause: Duration::from_micros(12_300),
             longest_pause: Duration::from_micros(8_000),
             memory_bytes: 123_456,
+            content: crate::snapshot::ContentLevel::Full,
         },
         regions: Vec::new(),
         modules: Vec::new(),
         threads: vec![Thread::default(); 4],
         kernel_values: Vec::new(),
-        auxv: Vec::new(),
+        auxv: vec![(3, 0x5500_0000_0040), (25, 0x7ffe_0000_0019)],
         memory: Box::new(FakeMemory::zeroed(0, 0)),
         warnings: Vec::new(),
     }

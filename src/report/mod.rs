@@ -5,11 +5,13 @@
 
 mod build;
 mod call_stacks;
+pub mod compare;
 mod group;
 mod hex;
 pub mod json;
 mod model;
 mod named_code;
+mod read;
 mod schema;
 pub mod text;
 mod time;
@@ -23,9 +25,11 @@ pub use build::Logged;
 pub use call_stacks::{CallStacks, FrameSource};
 pub use hex::Offset;
 pub use model::{
-    Capture, CaptureMethod, Frame, Group, HeapTotals, Leak, Report, SCHEMA_VERSION, Stack,
-    StackLog, StackLogMode, Summary, Target, TargetKind, Zone,
+    Capture, CaptureMethod, ComparedBy, ComparedWith, Comparison, Frame, Group, HeapTotals, Leak,
+    Module, Report, SCHEMA_VERSION, Stack, StackLog, StackLogMode, Summary, Target, TargetKind,
+    Zone,
 };
 pub use named_code::{CodeImages, NamedCode};
-pub use schema::write_schema;
+pub use read::{ReadError, read_reports};
+pub use schema::{write_diff_schema, write_schema};
 pub use time::rfc3339;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::hex::Offset;
 use crate::addr::Addr;
 use crate::scan::LeakKind;
+use crate::snapshot::ContentLevel;
 use crate::warning::Warning;
 
 /// The version of the JSON format. New fields do not raise it, any other change does.
@@ -36,8 +37,14 @@ pub struct Report {
     pub groups: Vec<Group>,
     /// The allocation stacks that leaks and groups name by id.
     pub stacks: Vec<Stack>,
+    /// The loaded images that the stacks lead through.
+    #[serde(default)]
+    pub modules: Vec<Module>,
     /// What the target recorded about its allocations.
     pub stack_log: StackLog,
+    /// With --diff-from or --baseline, what the leaks were compared with: then the report has only
+    /// those that are new.
+    pub comparison: Option<Comparison>,
     /// What was not done, and which way it biases the result.
     pub warnings: Vec<Warning>,
 }
@@ -66,12 +73,20 @@ pub struct Target {
     /// With --at-exit, the exit status that the process ended with, as a shell shows it: 128 and the
     /// signal's number where a signal ended it.
     pub command_status: Option<u8>,
+    /// The signal that ended the process, if a core file says so: `SIGSEGV`.
+    #[serde(default)]
+    pub signal: Option<String>,
     /// The operating system: `linux`, `macos`.
     pub os: String,
     /// The instruction set: `x86_64`, `aarch64`.
     pub arch: String,
     /// The size of a pointer in bytes.
     pub pointer_size: u32,
+    /// The milliseconds from the start of the system to that of the process, if they are known.
+    pub started_milliseconds: Option<u64>,
+    /// A number that is made of where the kernel has put the program: all reports of a process have
+    /// the same, as long as it does not execute another program.
+    pub address_space: Option<Offset>,
 }
 
 /// Whether a target is a process or a file.
@@ -105,6 +120,9 @@ pub struct Capture {
     pub threads: u64,
     /// Bytes of the target's memory that the snapshot holds.
     pub memory_bytes: u64,
+    /// How much of what the memory holds is there: less than `full` only in a file.
+    #[serde(default)]
+    pub content: ContentLevel,
 }
 
 /// How a snapshot keeps the target's memory.
@@ -197,6 +215,8 @@ pub struct Leak {
     pub stack: Option<u32>,
     /// The id of the thread that allocated the block, as the target itself knows it.
     pub thread: Option<u32>,
+    /// The milliseconds from the start of the stack log to the allocation, to within 17 of them.
+    pub allocated_milliseconds: Option<u64>,
 }
 
 /// Leaks that are alike.
@@ -257,6 +277,62 @@ pub struct Frame {
     pub line: Option<u32>,
     /// Whether the call was inlined into the next frame's function.
     pub inlined: bool,
+}
+
+/// A loaded image: the executable or a shared library.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Module {
+    /// The path by which frames name it.
+    pub path: String,
+    /// Its GNU build id in hexadecimal digits, if it has one.
+    pub build_id: Option<String>,
+}
+
+/// What the leaks of a report were compared with, and how many are new.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Comparison {
+    /// What the other report was given as.
+    pub with: ComparedWith,
+    /// The file that has it, as it was typed.
+    pub file: String,
+    /// When it was made: RFC 3339, UTC. Null where the file has several reports of the program.
+    pub taken_at: Option<String>,
+    /// What makes two leaks the same.
+    pub by: ComparedBy,
+    /// The number of leaks that only this target has.
+    pub new_blocks: u64,
+    /// The sum of their usable sizes.
+    pub new_bytes: u64,
+    /// The number of leaks that both have. They count as suppressed.
+    pub old_blocks: u64,
+    /// The sum of their usable sizes.
+    pub old_bytes: u64,
+    /// The number of leaks that only the other report has.
+    pub gone_blocks: u64,
+    /// The sum of their usable sizes.
+    pub gone_bytes: u64,
+}
+
+/// What a report that leaks are compared with was given as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ComparedWith {
+    /// An earlier report: `--diff-from`.
+    Earlier,
+    /// A list of what is known: `--baseline`.
+    Baseline,
+}
+
+/// What makes leaks of two reports the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ComparedBy {
+    /// Both are of one process: the same allocation at the same address.
+    Address,
+    /// As many as the other has with the same stack, type and size.
+    Stack,
+    /// As many as the other has with the same type and size, as stacks are not known of both.
+    Type,
 }
 
 /// What the target recorded about its allocations.

@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::call_stacks::FrameSource;
 use super::hex::Offset;
-use super::model::Frame;
+use super::model::{self, Frame};
 use crate::addr::{Addr, AddrRange};
 use crate::platform::TargetFiles;
 use crate::snapshot::{Module, Snapshot};
@@ -35,6 +35,20 @@ impl CodeImages {
             indices: indices.map(|(index, number)| (number, index)).collect(),
         }
     }
+}
+
+impl CodeImages {
+    /// The images as a report has them, in no particular order.
+    pub fn modules(&self) -> impl Iterator<Item = model::Module> + '_ {
+        self.images.iter().map(|image| model::Module {
+            path: image.path.clone(),
+            build_id: image.build_id.as_deref().map(hex_digits),
+        })
+    }
+}
+
+fn hex_digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An image that is still loaded is a module, of which more is known.

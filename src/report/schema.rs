@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 
-use schemars::Schema;
 use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 
+use super::compare::{DIFF_SCHEMA_VERSION, Diff};
 use super::json;
 use super::model::{Report, SCHEMA_VERSION};
 
@@ -13,16 +14,25 @@ use super::model::{Report, SCHEMA_VERSION};
 /// # Errors
 /// Fails where `out` does.
 pub fn write_schema(out: &mut dyn Write) -> io::Result<()> {
-    json::write_value(&schema(), out)
+    let title = format!("rleaks report, schema version {SCHEMA_VERSION}");
+    json::write_value(&schema::<Report>(title), out)
 }
 
-fn schema() -> Schema {
+/// Writes the JSON Schema of what `rleaks diff --json` writes.
+///
+/// # Errors
+/// Fails where `out` does.
+pub fn write_diff_schema(out: &mut dyn Write) -> io::Result<()> {
+    let title = format!("rleaks diff, schema version {DIFF_SCHEMA_VERSION}");
+    json::write_value(&schema::<Diff>(title), out)
+}
+
+fn schema<T: JsonSchema>(title: String) -> Schema {
     // For what we write: every field is there, and null where it is not known.
     let generator = SchemaSettings::draft2020_12()
         .for_serialize()
         .into_generator();
-    let mut schema = generator.into_root_schema_for::<Report>();
-    let title = format!("rleaks report, schema version {SCHEMA_VERSION}");
+    let mut schema = generator.into_root_schema_for::<T>();
     schema.insert("title".to_owned(), title.into());
     schema
 }
@@ -35,5 +45,10 @@ mod tests {
     #[test]
     fn the_schema_changes_only_on_purpose() {
         insta::assert_snapshot!("schema", written(|out| write_schema(out)));
+    }
+
+    #[test]
+    fn the_schema_of_a_diff_changes_only_on_purpose() {
+        insta::assert_snapshot!("diff_schema", written(|out| write_diff_schema(out)));
     }
 }

@@ -2,6 +2,10 @@
 
 mod components;
 mod extract;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing_files;
 mod graph;
 mod index;
 mod leak;
@@ -9,7 +13,8 @@ mod leaks;
 mod mark;
 mod root;
 mod roots;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), expect(dead_code, reason = "fuzzing needs a part of it"))]
 mod testing;
 mod threads;
 mod window;
@@ -21,3 +26,4 @@ pub use leaks::{LeakSummary, leaks, summarize};
 pub use mark::{Marks, mark};
 pub use root::{Root, RootKind, RootSource};
 pub use roots::roots;
+pub use threads::{ThreadWords, thread_words};

@@ -106,7 +106,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::heap::glibc::testing::{Built, contents, mutations, releases};
+    use crate::heap::glibc::strategies::{contents, mutations};
+    use crate::heap::glibc::testing::{Built, releases};
     use crate::heap::{Block, glibc};
     use crate::scan::{Alignment, BlockIndex, Graph, leaks, mark};
     use crate::snapshot::{Module, Segment};

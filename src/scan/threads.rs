@@ -10,64 +10,152 @@ use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::{Memory, Width, Window};
 use crate::scan::RootKind;
 use crate::scan::roots::{Claim, between};
-use crate::snapshot::{Snapshot, Thread};
+use crate::snapshot::{Machine, Module, Snapshot, Thread};
 
 const PAGE: u64 = 4096;
 /// More than `struct pthread` and what alignment may add behind it.
 const MAX_PTHREAD: u64 = 0x4000;
+/// More static TLS than any program has.
+const MAX_TLS: u64 = 1 << 20;
 const SMALLEST_STACK: u64 = 16 * 1024;
 /// More threads than a kernel allows.
 const MAX_STACKS: usize = 1 << 22;
 
 /// Where `struct pthread` (`nptl/descr.h`) has what, in all versions: the thread control block with
 /// the vector of dynamic TLS and its own address, then the link into a list of stacks, then the
-/// thread id.
+/// thread id. On aarch64 the control block and static TLS are behind the struct instead.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     width: Width,
+    /// Where static TLS is, seen from the thread pointer.
+    tls: TlsSide,
+    /// How far below the thread pointer the struct starts.
+    below_pointer: u64,
     /// Below the stack pointer, a function that calls no other may keep this much: the red zone of
     /// the System V ABI.
     red_zone: u64,
+    /// From the thread pointer on; the others are offsets in the struct.
     dtv: u64,
-    own_address: u64,
+    own_address: Option<u64>,
     list: u64,
     tid: u64,
     /// `stackblock` and `stackblock_size` lie in this part; the place differs between versions.
     stack_block: (u64, u64),
     /// The struct of the main thread is as large as this, or smaller.
     main_size: u64,
+    /// From the start of the struct to the end of the stack's memory there is not more than this.
+    max_size: u64,
     /// The struct starts at a multiple of this.
     alignment: u64,
 }
 
+/// The variants of thread-local storage that the ELF specification for it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TlsSide {
+    /// Variant II.
+    Below,
+    /// Variant I.
+    Above,
+}
+
 const LAYOUT_32: Layout = Layout {
     width: Width::Four,
+    tls: TlsSide::Below,
+    below_pointer: 0,
     red_zone: 0,
     dtv: 0x04,
-    own_address: 0x08,
+    own_address: Some(0x08),
     list: 0x60,
     tid: 0x68,
     stack_block: (0x60, 0x600),
     main_size: 0x600,
+    max_size: MAX_PTHREAD,
     alignment: 16,
 };
 const LAYOUT_64: Layout = Layout {
     width: Width::Eight,
+    tls: TlsSide::Below,
+    below_pointer: 0,
     red_zone: 128,
     dtv: 0x08,
-    own_address: 0x10,
+    own_address: Some(0x10),
     list: 0x2c0,
     tid: 0x2d0,
     stack_block: (0x200, 0xa00),
     main_size: 0x900,
+    max_size: MAX_PTHREAD,
     alignment: 64,
+};
+/// The struct's size differs between versions: `below_pointer` is found in each target.
+const LAYOUT_AARCH64: Layout = Layout {
+    width: Width::Eight,
+    tls: TlsSide::Above,
+    below_pointer: 0,
+    red_zone: 0,
+    dtv: 0,
+    own_address: None,
+    list: 0xc0,
+    tid: 0xd0,
+    stack_block: (0xd0, 0x700),
+    main_size: 0x1000,
+    max_size: MAX_PTHREAD + MAX_TLS,
+    alignment: 16,
 };
 
 impl Layout {
     fn of(snapshot: &Snapshot) -> Self {
-        match snapshot.width {
-            Width::Four => LAYOUT_32,
-            Width::Eight => LAYOUT_64,
+        match snapshot.machine {
+            Machine::I386 => LAYOUT_32,
+            Machine::X86_64 => LAYOUT_64,
+            Machine::Aarch64 => LAYOUT_AARCH64.placed(snapshot),
+        }
+    }
+
+    /// The same with the place of the struct: where a thread's own id is, and its link in a list.
+    fn placed(self, snapshot: &Snapshot) -> Self {
+        const DISTANCES: (u64, u64) = (0x400, 0x1800);
+        const TRIED_THREADS: usize = 16;
+        let memory = &*snapshot.memory;
+        let threads = snapshot.threads.iter();
+        let mut threads = threads
+            .filter(|thread| thread.thread_pointer != Addr(0))
+            .take(TRIED_THREADS);
+        let found = threads.find_map(|thread| {
+            let (first, last) = DISTANCES;
+            let mut layouts = (first..=last).step_by(16).map(|below_pointer| Self {
+                below_pointer,
+                ..self
+            });
+            layouts.find(|layout| {
+                has_known_layout(memory, *layout, thread)
+                    && layout.is_linked(memory, layout.descriptor(thread.thread_pointer))
+            })
+        });
+        found.unwrap_or(self)
+    }
+
+    /// Where the `struct pthread` is of the thread with this thread pointer.
+    fn descriptor(self, pointer: Addr) -> Addr {
+        pointer.saturating_sub(self.below_pointer)
+    }
+
+    /// Says whether the struct at `descriptor` is in a list.
+    fn is_linked(self, memory: &dyn Memory, descriptor: Addr) -> bool {
+        let node = descriptor.saturating_add(self.list);
+        let next = memory.pointer(node, self.width).map(Addr);
+        let back = next.and_then(|next| next.checked_add(self.width.bytes()));
+        back.and_then(|back| memory.pointer(back, self.width)) == Some(node.0)
+    }
+
+    /// Says whether a `struct pthread` may be at `descriptor`.
+    fn is_possible(self, memory: &dyn Memory, descriptor: Addr) -> bool {
+        let is_own = |offset| {
+            let word = memory.pointer(descriptor.saturating_add(offset), self.width);
+            word == Some(descriptor.0)
+        };
+        match self.own_address {
+            Some(own_address) => is_own(0) && is_own(own_address),
+            None => self.is_linked(memory, descriptor),
         }
     }
 }
@@ -76,7 +164,11 @@ impl Layout {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct PthreadStack {
     thread_pointer: Addr,
+    /// Where the struct is.
+    descriptor: Addr,
     block: AddrRange,
+    /// The words that say where the block is and how large.
+    described_at: [Addr; 2],
 }
 
 /// What the memory of threads is: first what is dead, then thread-local storage, then stacks.
@@ -87,16 +179,17 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     let tls_size = static_tls_size(snapshot);
     let layout = Layout::of(snapshot);
     for thread in &snapshot.threads {
-        let own = pthread_stack(&*snapshot.memory, layout, thread.thread_pointer);
-        tls.push(tls_claim(snapshot, thread, own, tls_size));
-        let (below, live) = stack_of(snapshot, thread, own);
+        let descriptor = layout.descriptor(thread.thread_pointer);
+        let own = pthread_stack(&*snapshot.memory, layout, descriptor);
+        tls.push(tls_claim(snapshot, layout, (thread, own), tls_size));
+        let (below, live) = stack_of(snapshot, layout, (thread, own));
         dead.push(below);
         stacks.extend(live);
     }
-    for ended in ended_stacks(snapshot).unwrap_or_default() {
-        dead.push(between(ended.block.start, ended.thread_pointer));
+    for ended in ended_stacks(snapshot, layout).unwrap_or_default() {
+        dead.push(between(ended.block.start, ended.descriptor));
     }
-    for ended in cached_stacks(snapshot).unwrap_or_default() {
+    for ended in cached_stacks(snapshot, layout).unwrap_or_default() {
         dead.push(between(
             ended.block.start,
             ended.thread_pointer.saturating_add(layout.dtv),
@@ -124,19 +217,60 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     claims
 }
 
+/// What of the memory of threads [`claims`] depends on.
+#[derive(Clone, Debug, Default)]
+pub struct ThreadWords {
+    /// Words that are no addresses: thread ids, and where stacks are.
+    pub words: Vec<Addr>,
+    /// Addresses of control blocks and of what is in lists of stacks.
+    pub addresses: Vec<Addr>,
+}
+
+/// The words by which the stacks of threads are found, of those too that have ended.
+#[must_use]
+pub fn thread_words(snapshot: &Snapshot) -> ThreadWords {
+    let memory = &*snapshot.memory;
+    let layout = Layout::of(snapshot);
+    let ended = ended_stacks(snapshot, layout)
+        .unwrap_or_default()
+        .into_iter();
+    let cached = cached_stacks(snapshot, layout)
+        .unwrap_or_default()
+        .into_iter();
+    let ended = ended.chain(cached).map(|stack| stack.thread_pointer);
+    let alive = snapshot.threads.iter().map(|thread| thread.thread_pointer);
+    let mut found = ThreadWords::default();
+    let mut seen: FxHashSet<Addr> = FxHashSet::default();
+    for pointer in alive.chain(ended).filter(|pointer| *pointer != Addr(0)) {
+        found.addresses.push(pointer);
+        let descriptor = layout.descriptor(pointer);
+        found.words.push(descriptor.saturating_add(layout.tid));
+        let stack = pthread_stack(memory, layout, descriptor);
+        found
+            .words
+            .extend(stack.iter().flat_map(|stack| stack.described_at));
+        let node = descriptor.saturating_add(layout.list);
+        if !seen.contains(&node) {
+            let nodes = ring(memory, layout.width, node).unwrap_or_default();
+            seen.extend(&nodes);
+            found.addresses.extend(nodes);
+        }
+    }
+    found
+}
+
 /// What is dead below the stack pointer of `thread`, and its live stacks: the one that it runs on,
 /// and its own where that is another.
 fn stack_of(
     snapshot: &Snapshot,
-    thread: &Thread,
-    own: Option<PthreadStack>,
+    layout: Layout,
+    (thread, own): (&Thread, Option<PthreadStack>),
 ) -> (AddrRange, Vec<Claim>) {
     let live = |range| Claim {
         range,
         kind: Some(RootKind::Stacks),
         name: format!("stack of thread {}", thread.tid),
     };
-    let layout = Layout::of(snapshot);
     let live_from = thread.stack_pointer.saturating_sub(layout.red_zone);
     let live_from = live_from.align_down(layout.width.bytes());
     let nothing = AddrRange::default();
@@ -171,20 +305,21 @@ fn main_stack(snapshot: &Snapshot, thread: &Thread) -> Option<AddrRange> {
         .map(|region| region.range)
 }
 
-/// The thread control block of `thread` and the static TLS below it.
+/// The thread control block of `thread` and the static TLS beside it.
 fn tls_claim(
     snapshot: &Snapshot,
-    thread: &Thread,
-    own: Option<PthreadStack>,
+    layout: Layout,
+    (thread, own): (&Thread, Option<PthreadStack>),
     tls_size: u64,
 ) -> Claim {
     let pointer = thread.thread_pointer;
     let region = snapshot.region_at(pointer).map(|region| region.range);
-    let end = own.map_or(
-        pointer.saturating_add(Layout::of(snapshot).main_size),
-        |own| own.block.end,
-    );
-    let wanted = between(pointer.saturating_sub(tls_size), end);
+    let (start, end) = match layout.tls {
+        TlsSide::Below => (pointer.saturating_sub(tls_size), pointer),
+        TlsSide::Above => (layout.descriptor(pointer), pointer.saturating_add(tls_size)),
+    };
+    let end = own.map_or(end.saturating_add(layout.main_size), |own| own.block.end);
+    let wanted = between(start, end);
     Claim {
         range: region.unwrap_or_default().intersection(&wanted),
         kind: Some(RootKind::Tls),
@@ -198,34 +333,41 @@ fn static_tls_size(snapshot: &Snapshot) -> u64 {
     let sum = sizes.filter(|size| *size > 0).fold(0_u64, |sum, size| {
         sum.saturating_add(size).saturating_add(63) & !63
     });
-    sum.min(1 << 20)
+    sum.min(MAX_TLS)
 }
 
-/// The stack that the `struct pthread` at `pointer` describes, if there is one: the struct lies at
+/// The stack that the `struct pthread` at `descriptor` describes, if there is one: the struct lies at
 /// the upper end of it.
-fn pthread_stack(memory: &dyn Memory, layout: Layout, pointer: Addr) -> Option<PthreadStack> {
+fn pthread_stack(memory: &dyn Memory, layout: Layout, descriptor: Addr) -> Option<PthreadStack> {
     let width = layout.width;
-    let is_own = |offset| memory.pointer(pointer.saturating_add(offset), width) == Some(pointer.0);
-    if pointer == Addr(0) || !is_own(0) || !is_own(layout.own_address) {
+    if descriptor == Addr(0) || !layout.is_possible(memory, descriptor) {
         return None;
     }
     let (first, end) = layout.stack_block;
     let mut bytes = vec![0; usize::try_from(end.saturating_sub(first)).ok()?];
-    let count = memory.read(pointer.saturating_add(first), &mut bytes);
+    let count = memory.read(descriptor.saturating_add(first), &mut bytes);
     let words: Vec<u64> = width.words(bytes.get(..count)?).collect();
-    words
+    let blocks = words
         .array_windows()
-        .map(|[start, size]| AddrRange::with_size(Addr(*start), *size))
-        .find(|block| {
+        .map(|[start, size]| AddrRange::with_size(Addr(*start), *size));
+    (0_u64..)
+        .zip(blocks)
+        .find(|(_, block)| {
             block.start.is_aligned(PAGE)
                 && block.end.is_aligned(PAGE)
                 && block.size() >= SMALLEST_STACK
-                && block.contains(pointer)
-                && AddrRange::new(pointer, block.end).size() <= MAX_PTHREAD
+                && block.contains(descriptor)
+                && AddrRange::new(descriptor, block.end).size() <= layout.max_size
         })
-        .map(|block| PthreadStack {
-            thread_pointer: pointer,
-            block,
+        .map(|(index, block)| {
+            let offset = first.saturating_add(index.saturating_mul(width.bytes()));
+            let place = descriptor.saturating_add(offset);
+            PthreadStack {
+                thread_pointer: descriptor.saturating_add(layout.below_pointer),
+                descriptor,
+                block,
+                described_at: [place, place.saturating_add(width.bytes())],
+            }
         })
 }
 
@@ -235,9 +377,9 @@ fn pthread_stack(memory: &dyn Memory, layout: Layout, pointer: Addr) -> Option<P
 /// program supplied (with that of the main thread), and cached ones. The main thread leads to the
 /// second, and so to the third. Where anything does not fit, none is returned: the stacks are
 /// scanned like other memory.
-fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
-    let user = user_stacks(snapshot)?;
-    let size = 2 * Layout::of(snapshot).width.bytes();
+fn cached_stacks(snapshot: &Snapshot, layout: Layout) -> Option<Vec<PthreadStack>> {
+    let user = user_stacks(snapshot, layout)?;
+    let size = 2 * layout.width.bytes();
     let (above, below) = (user.checked_add(size)?, Addr(user.0.checked_sub(size)?));
     // Static programs have the lists as variables, which lie the other way round.
     let neighbours: &[Addr] = if is_in_program(snapshot, user) {
@@ -247,9 +389,9 @@ fn cached_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
     };
     let alive = thread_pointers(snapshot);
     neighbours.iter().find_map(|cache| {
-        let stacks = stacks_in(snapshot, *cache)?;
+        let stacks = stacks_in(snapshot, layout, *cache)?;
         let mut all = stacks.iter();
-        all.all(|stack| has_ended(snapshot, &alive, stack))
+        all.all(|stack| has_ended(snapshot, layout, (&alive, stack)))
             .then_some(stacks)
     })
 }
@@ -267,25 +409,32 @@ fn is_in_program(snapshot: &Snapshot, addr: Addr) -> bool {
 /// Stacks of threads that have ended, joined or not: those in any of glibc's lists whose thread is
 /// no more. Up to 2.33 nothing tells the list of cached stacks from that of stacks in use. What
 /// their `struct pthread` holds counts: the result of a thread may still be asked for.
-fn ended_stacks(snapshot: &Snapshot) -> Option<Vec<PthreadStack>> {
-    let module = snapshot.module_at(user_stacks(snapshot)?)?;
+fn ended_stacks(snapshot: &Snapshot, layout: Layout) -> Option<Vec<PthreadStack>> {
+    let module = snapshot.module_at(user_stacks(snapshot, layout)?)?;
     let memory = &*snapshot.memory;
     let alive = thread_pointers(snapshot);
-    let layout = Layout::of(snapshot);
     let word = layout.width.bytes();
     let mut ended = Vec::new();
+    // A list can have as many nodes as there are places where one may begin: each is walked once.
+    let mut walked = FxHashSet::default();
     for segment in module.segments.iter().filter(|segment| segment.writable) {
         for part in memory.resident(segment.range) {
             let mut window = Window::new(memory);
             let mut head = part.start.align_up(word)?;
             while head < part.end {
-                if window
-                    .pointer(head, layout.width)
-                    .is_some_and(|next| may_be_list(layout, head, next))
-                    && let Some(stacks) = stacks_in(snapshot, head)
+                let next = window.pointer(head, layout.width);
+                if next.is_some_and(|next| may_be_list(layout, head, next))
+                    && !walked.contains(&head)
                 {
-                    let stacks = stacks.into_iter();
-                    ended.extend(stacks.filter(|stack| has_ended(snapshot, &alive, stack)));
+                    let list = List::walk(memory, layout.width, head);
+                    let stacks = list
+                        .stacks(snapshot, layout, module)
+                        .unwrap_or_default()
+                        .into_iter();
+                    ended.extend(
+                        stacks.filter(|stack| has_ended(snapshot, layout, (&alive, stack))),
+                    );
+                    walked.extend(list.nodes);
                 }
                 head = head.saturating_add(word);
             }
@@ -302,9 +451,8 @@ fn may_be_list(layout: Layout, head: Addr, next: u64) -> bool {
 
 /// The head of the list of stacks that the program supplied, in the dynamic loader, or up to 2.33
 /// in libpthread: that of the main thread is in it.
-fn user_stacks(snapshot: &Snapshot) -> Option<Addr> {
+fn user_stacks(snapshot: &Snapshot, layout: Layout) -> Option<Addr> {
     let memory = &*snapshot.memory;
-    let layout = Layout::of(snapshot);
     let mut threads = snapshot.threads.iter();
     let main = threads.find(|thread| thread.tid == snapshot.process.pid)?;
     if !snapshot
@@ -319,21 +467,27 @@ fn user_stacks(snapshot: &Snapshot) -> Option<Addr> {
     ring(
         memory,
         layout.width,
-        main.thread_pointer.checked_add(layout.list)?,
+        layout
+            .descriptor(main.thread_pointer)
+            .checked_add(layout.list)?,
     )?
     .into_iter()
     .find(|node| images.contains(*node))
 }
 
 /// The stacks in the list whose head is at `head`. `None` where it is no list of stacks.
-fn stacks_in(snapshot: &Snapshot, head: Addr) -> Option<Vec<PthreadStack>> {
+fn stacks_in(snapshot: &Snapshot, layout: Layout, head: Addr) -> Option<Vec<PthreadStack>> {
     let memory = &*snapshot.memory;
-    let layout = Layout::of(snapshot);
     let nodes = ring(memory, layout.width, head)?.into_iter();
     nodes
         .filter(|node| *node != head)
-        .map(|node| pthread_stack(memory, layout, Addr(node.0.checked_sub(layout.list)?)))
+        .map(|node| stack_at(memory, layout, node))
         .collect()
+}
+
+/// The stack whose `struct pthread` has `node` for its link.
+fn stack_at(memory: &dyn Memory, layout: Layout, node: Addr) -> Option<PthreadStack> {
+    pthread_stack(memory, layout, Addr(node.0.checked_sub(layout.list)?))
 }
 
 fn thread_pointers(snapshot: &Snapshot) -> FxHashSet<Addr> {
@@ -342,35 +496,137 @@ fn thread_pointers(snapshot: &Snapshot) -> FxHashSet<Addr> {
 }
 
 /// Says whether no thread runs on `stack` any more; `alive` are the thread pointers of all threads.
-fn has_ended(snapshot: &Snapshot, alive: &FxHashSet<Addr>, stack: &PthreadStack) -> bool {
-    let tid = stack
-        .thread_pointer
-        .saturating_add(Layout::of(snapshot).tid);
+fn has_ended(
+    snapshot: &Snapshot,
+    layout: Layout,
+    (alive, stack): (&FxHashSet<Addr>, &PthreadStack),
+) -> bool {
+    let tid = stack.descriptor.saturating_add(layout.tid);
     let tid = snapshot.memory.word32(tid);
     !alive.contains(&stack.thread_pointer) && tid.is_some_and(|tid| tid.cast_signed() <= 0)
 }
 
 /// Says whether `struct pthread` has its thread id where it is expected.
 fn has_known_layout(memory: &dyn Memory, layout: Layout, thread: &Thread) -> bool {
-    memory.word32(thread.thread_pointer.saturating_add(layout.tid)) == Some(thread.inner_tid)
+    let descriptor = layout.descriptor(thread.thread_pointer);
+    memory.word32(descriptor.saturating_add(layout.tid)) == Some(thread.inner_tid)
 }
 
 /// The nodes of the doubly linked list that `start` is in, from `start` on. `None` where it is no
 /// ring.
 fn ring(memory: &dyn Memory, width: Width, start: Addr) -> Option<Vec<Addr>> {
-    let mut nodes = Vec::new();
-    let mut node = start;
-    loop {
-        nodes.push(node);
-        let next = Addr(memory.pointer(node, width)?);
-        if nodes.len() > MAX_STACKS
-            || memory.pointer(next.checked_add(width.bytes())?, width) != Some(node.0)
-        {
-            return None;
+    let list = List::walk(memory, width, start);
+    list.is_ring.then_some(list.nodes)
+}
+
+/// A doubly linked list from one of its nodes on.
+struct List {
+    nodes: Vec<Addr>,
+    /// It leads back to the first of them.
+    is_ring: bool,
+}
+
+impl List {
+    fn walk(memory: &dyn Memory, width: Width, start: Addr) -> Self {
+        let next = |node: Addr| {
+            let next = Addr(memory.pointer(node, width)?);
+            let back = memory.pointer(next.checked_add(width.bytes())?, width);
+            (back == Some(node.0)).then_some(next)
+        };
+        let mut nodes = vec![start];
+        let mut node = next(start);
+        while let Some(at) = node.filter(|at| *at != start && nodes.len() < MAX_STACKS) {
+            nodes.push(at);
+            node = next(at);
         }
-        if next == start {
-            return Some(nodes);
+        let is_ring = node == Some(start);
+        Self { nodes, is_ring }
+    }
+
+    /// The stacks in it, if all of its nodes but the head are stacks, and the head is in `module`.
+    fn stacks(
+        &self,
+        snapshot: &Snapshot,
+        layout: Layout,
+        module: &Module,
+    ) -> Option<Vec<PthreadStack>> {
+        let (mut stacks, mut heads) = (Vec::new(), 0);
+        for node in self.nodes.iter().filter(|_| self.is_ring) {
+            match stack_at(&*snapshot.memory, layout, *node) {
+                Some(stack) => stacks.push(stack),
+                None if heads > 0 || !module.contains(*node) => return None,
+                None => heads = 1,
+            }
         }
-        node = next;
+        (heads == 1).then_some(stacks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::memory::FakeMemory;
+    use crate::snapshot::Segment;
+
+    const MODULE: u64 = 0x7f00_0000_0000;
+    const SIZE: u64 = 1 << 20;
+    const THREAD: u64 = MODULE + SIZE;
+    const NODES: u64 = SIZE / 64;
+
+    /// Counts how often it is read.
+    struct Counted(FakeMemory, Arc<AtomicU64>);
+
+    impl Memory for Counted {
+        fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.read(addr, buf)
+        }
+    }
+
+    /// A process whose loader has nothing but the nodes of a list, which the main thread is in.
+    fn process() -> (Snapshot, Arc<AtomicU64>) {
+        let mut memory = FakeMemory::zeroed(MODULE, usize::try_from(SIZE).expect("small") + 0x1000);
+        let main = THREAD + LAYOUT_64.list;
+        let nodes = (0..NODES).map(|node| MODULE + 64 * node);
+        let nodes: Vec<u64> = [main].into_iter().chain(nodes).collect();
+        for pair in nodes.windows(2) {
+            memory.set_word(pair[0], pair[1]);
+            memory.set_word(pair[1] + 8, pair[0]);
+        }
+        memory.set_word(nodes[nodes.len() - 1], main);
+        memory.set_word(main + 8, nodes[nodes.len() - 1]);
+        memory.set_word(THREAD + LAYOUT_64.tid, 42);
+        let reads = Arc::new(AtomicU64::new(0));
+        let mut snapshot = Snapshot::of_memory(Box::new(Counted(memory, Arc::clone(&reads))));
+        snapshot.process.pid = 42;
+        snapshot.threads = vec![Thread {
+            tid: 42,
+            inner_tid: 42,
+            thread_pointer: Addr(THREAD),
+            ..Thread::default()
+        }];
+        snapshot.modules = vec![Module {
+            segments: vec![Segment {
+                range: AddrRange::with_size(Addr(MODULE), SIZE),
+                writable: true,
+                executable: false,
+            }],
+            ..Module::default()
+        }];
+        (snapshot, reads)
+    }
+
+    #[test]
+    fn list_is_not_walked_from_each_of_its_nodes() {
+        let (snapshot, reads) = process();
+        assert_eq!(
+            ended_stacks(&snapshot, Layout::of(&snapshot)).expect("a loader"),
+            []
+        );
+        let reads = reads.load(Ordering::Relaxed);
+        assert!((NODES..10 * NODES).contains(&reads), "{reads} reads");
     }
 }

@@ -28,7 +28,9 @@ const MAX_NOTES: u64 = 4096;
 struct ProgramHeader {
     kind: u32,
     flags: u32,
+    offset: u64,
     addr: u64,
+    file_size: u64,
     memory_size: u64,
 }
 
@@ -63,7 +65,7 @@ fn separate(modules: &mut [Module]) {
 }
 
 fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Module> {
-    let (width, headers) = program_headers(memory, first)?;
+    let (width, headers) = program_headers(memory, first.range.start)?;
     let loads = || headers.iter().filter(|header| header.kind == PT_LOAD);
     let link_base = loads().map(|header| header.addr & !0xfff).min()?;
     let bias = first.range.start.0.wrapping_sub(link_base);
@@ -105,6 +107,59 @@ fn module(memory: &dyn Memory, regions: &[Region], first: &Region) -> Option<Mod
     })
 }
 
+/// The GNU build id of the image whose first byte is at `base`. `None` also where its notes cannot be read.
+pub(super) fn build_id(memory: &dyn Memory, base: Addr) -> Option<Vec<u8>> {
+    let (_, headers) = program_headers(memory, base)?;
+    let loads = headers.iter().filter(|header| header.kind == PT_LOAD);
+    let link_base = loads.map(|header| header.addr & !0xfff).min()?;
+    let bias = base.0.wrapping_sub(link_base);
+    let notes = headers.iter().filter(|header| header.kind == PT_NOTE);
+    let mut places = notes.map(|header| {
+        AddrRange::with_size(Addr(bias.wrapping_add(header.addr)), header.memory_size)
+    });
+    places.find_map(|range| note(memory, range, GNU_BUILD_ID))
+}
+
+/// A part of a file that is to be loaded.
+pub(super) struct Load {
+    /// Where it begins in the file.
+    pub(super) offset: u64,
+    /// Where it is to be loaded, before relocation.
+    pub(super) addr: u64,
+    /// Its bytes in the file.
+    pub(super) file_size: u64,
+}
+
+/// The parts of `file`, whose bytes lie in the order of the file from address 0 on.
+pub(super) fn loads(file: &dyn Memory) -> Option<Vec<Load>> {
+    let (_, headers) = program_headers(file, Addr(0))?;
+    let loads = headers.iter().filter(|header| header.kind == PT_LOAD);
+    let loads = loads.map(|header| Load {
+        offset: header.offset,
+        addr: header.addr,
+        file_size: header.file_size,
+    });
+    Some(loads.collect())
+}
+
+/// The entry point of `file`, before relocation.
+pub(super) fn entry(file: &dyn Memory) -> Option<u64> {
+    let (width, _) = program_headers(file, Addr(0))?;
+    file.pointer(Addr(24), width)
+}
+
+/// Where the dynamic section of the image lies whose first byte is at `base`.
+pub(super) fn dynamic(memory: &dyn Memory, base: Addr) -> Option<AddrRange> {
+    let (_, headers) = program_headers(memory, base)?;
+    let loads = headers.iter().filter(|header| header.kind == PT_LOAD);
+    let bias = base
+        .0
+        .wrapping_sub(loads.map(|header| header.addr & !0xfff).min()?);
+    let dynamic = headers.iter().find(|header| header.kind == PT_DYNAMIC)?;
+    let start = Addr(bias.wrapping_add(dynamic.addr));
+    Some(AddrRange::with_size(start, dynamic.memory_size))
+}
+
 /// Where the headers of a class have what.
 struct Offsets {
     /// `e_phoff`, `e_phentsize` and `e_phnum`, and the size of a program header.
@@ -112,9 +167,11 @@ struct Offsets {
     entry_size: usize,
     count: usize,
     program_header: usize,
-    /// `p_flags`, `p_vaddr` and `p_memsz`.
+    /// `p_flags`, `p_offset`, `p_vaddr`, `p_filesz` and `p_memsz`.
     flags: usize,
+    offset: usize,
     addr: usize,
+    file_size: usize,
     memory_size: usize,
 }
 
@@ -127,7 +184,9 @@ impl Offsets {
                 count: 44,
                 program_header: 32,
                 flags: 24,
+                offset: 4,
                 addr: 8,
+                file_size: 16,
                 memory_size: 20,
             },
             Width::Eight => Self {
@@ -136,7 +195,9 @@ impl Offsets {
                 count: 56,
                 program_header: 56,
                 flags: 4,
+                offset: 8,
                 addr: 16,
+                file_size: 32,
                 memory_size: 40,
             },
         }
@@ -144,9 +205,9 @@ impl Offsets {
 }
 
 /// The class and the program headers of a little-endian executable or shared object.
-fn program_headers(memory: &dyn Memory, first: &Region) -> Option<(Width, Vec<ProgramHeader>)> {
+fn program_headers(memory: &dyn Memory, base: Addr) -> Option<(Width, Vec<ProgramHeader>)> {
     let mut header = [0; HEADER_SIZE];
-    if memory.read(first.range.start, &mut header) < HEADER_SIZE {
+    if memory.read(base, &mut header) < HEADER_SIZE {
         return None;
     }
     let width = match *header.first_chunk()? {
@@ -163,7 +224,7 @@ fn program_headers(memory: &dyn Memory, first: &Region) -> Option<(Width, Vec<Pr
         return None;
     }
     let table = width.word(header.get(offsets.table..)?)?;
-    let table = first.range.start.checked_add(table)?;
+    let table = base.checked_add(table)?;
     let mut bytes = vec![0; count.checked_mul(entry_size)?];
     if memory.read(table, &mut bytes) < bytes.len() {
         return None;
@@ -177,7 +238,9 @@ fn program_header(bytes: &[u8], width: Width, offsets: &Offsets) -> Option<Progr
     Some(ProgramHeader {
         kind: u32_at(bytes, 0)?,
         flags: u32_at(bytes, offsets.flags)?,
+        offset: width.word(bytes.get(offsets.offset..)?)?,
         addr: width.word(bytes.get(offsets.addr..)?)?,
+        file_size: width.word(bytes.get(offsets.file_size..)?)?,
         memory_size: width.word(bytes.get(offsets.memory_size..)?)?,
     })
 }

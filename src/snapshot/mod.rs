@@ -12,12 +12,19 @@
 pub mod core;
 mod dynamic;
 mod elf;
+mod extent;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod module;
+pub mod packed;
 mod region;
+pub mod saved;
 mod thread;
 
+pub use core::Machine;
 pub use dynamic::{DynamicSymbol, dynamic_string, dynamic_symbols, needed_libraries};
 pub use elf::modules;
+pub use extent::Extent;
 pub use module::{Module, Segment};
 pub use region::Region;
 pub use thread::Thread;
@@ -25,12 +32,18 @@ pub use thread::Thread;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use crate::addr::Addr;
 use crate::memory::{Memory, Width};
 use crate::warning::Warning;
 
 /// A target at one instant.
 pub struct Snapshot {
+    /// Where it comes from.
+    pub source: Source,
+    /// Its instruction set.
+    pub machine: Machine,
     /// Who the target is.
     pub process: Process,
     /// The size of its pointers.
@@ -73,11 +86,13 @@ impl Snapshot {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Snapshot {
     /// A snapshot of `memory`, of which nothing else is known.
     pub(crate) fn of_memory(memory: Box<dyn Memory + Send>) -> Self {
         Self {
+            source: Source::Process,
+            machine: Machine::default(),
             process: Process::default(),
             width: Width::default(),
             capture: Capture {
@@ -87,6 +102,7 @@ impl Snapshot {
                 pause: Duration::ZERO,
                 longest_pause: Duration::ZERO,
                 memory_bytes: 0,
+                content: ContentLevel::Full,
             },
             regions: Vec::new(),
             modules: Vec::new(),
@@ -111,8 +127,34 @@ impl fmt::Debug for Snapshot {
     }
 }
 
+/// Where a snapshot comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A living process.
+    Process,
+    /// A core file that rleaks has saved.
+    Snapshot,
+    /// A core file of the kernel's or a debugger's.
+    Core,
+}
+
+/// How much of what the target's memory holds a snapshot has.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ContentLevel {
+    /// All of it.
+    #[default]
+    Full,
+    /// What read-only memory holds, and what is needed to find leaks.
+    Readonly,
+    /// What is needed to find leaks: references, and what allocators keep of their blocks.
+    None,
+}
+
 /// Who the target is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// The process id, in the namespace of rleaks.
     pub pid: u32,
@@ -124,10 +166,19 @@ pub struct Process {
     pub executable: String,
     /// The arguments it was started with.
     pub command_line: Vec<String>,
+    /// The time from the start of the system to that of the process, if it is known. No clock that
+    /// is set changes it.
+    pub started: Option<Duration>,
+    /// The number of its user.
+    pub user: u32,
+    /// The number of the signal that ended it, where a core file says so.
+    #[serde(default)]
+    pub signal: Option<i32>,
 }
 
 /// The way a snapshot was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Method {
     /// The memory was copied while the target was stopped.
     Copy,
@@ -135,6 +186,8 @@ pub enum Method {
     Stream,
     /// A child of the target kept the memory, while the target ran on.
     Fork,
+    /// It came from a core file.
+    File,
 }
 
 /// How a snapshot was taken, and at what cost to the target.
@@ -152,10 +205,12 @@ pub struct Capture {
     pub longest_pause: Duration,
     /// Bytes of the target's memory that the snapshot holds.
     pub memory_bytes: u64,
+    /// How much of what the memory holds is there.
+    pub content: ContentLevel,
 }
 
 /// A word that the kernel holds for the target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelValue {
     /// The word.
     pub value: u64,

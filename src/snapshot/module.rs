@@ -1,10 +1,12 @@
 //! Loaded ELF images.
 
+use serde::{Deserialize, Serialize};
+
 use crate::addr::{Addr, AddrRange};
 use crate::memory::Width;
 
 /// One `PT_LOAD` of a module, where it lies in the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// The addresses from the segment's first byte to its last one, .bss included; not rounded
     /// to pages.
@@ -17,7 +19,7 @@ pub struct Segment {
 }
 
 /// A loaded ELF image: the executable, a shared library, the vdso.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
     /// The path that the target's mount namespace has for it, or a name such as `[vdso]`.
     pub path: String,

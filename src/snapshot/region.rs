@@ -1,9 +1,11 @@
 //! VM mappings.
 
+use serde::{Deserialize, Serialize};
+
 use crate::addr::{Addr, AddrRange};
 
 /// One VM mapping of the target: a line of `/proc/PID/maps`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Region {
     /// Where it lies.
     pub range: AddrRange,

@@ -3,8 +3,8 @@
 use std::mem::{offset_of, size_of};
 
 use super::format::{
-    AREAS, BLOCK_CHUNKS, IMAGES, ImageRecord, LIMIT_VARIABLE, MappingRecord, NODE_CHUNKS,
-    SAMPLE_VARIABLE,
+    AREAS, BLOCK_CHUNKS, Header, IMAGES, ImageRecord, LIMIT_VARIABLE, MAGIC, MappingRecord,
+    NODE_CHUNKS, SAMPLE_VARIABLE,
 };
 use super::header::{LogError, LogHeader, u64_at};
 use crate::addr::{Addr, AddrRange, RangeSet};
@@ -14,6 +14,36 @@ use crate::warning::{Bias, Warning};
 
 /// More mappings than a full log has.
 const MAX_MAPPINGS: usize = 1 << 18;
+
+/// Looks for the header of a log where no symbol tells where it is: in the variables of loaded images.
+#[must_use]
+pub fn search(snapshot: &Snapshot) -> Option<Addr> {
+    const PIECE: u64 = 1 << 16;
+    let memory = &*snapshot.memory;
+    let segments = snapshot.modules.iter().flat_map(|module| &module.segments);
+    let parts = segments
+        .filter(|segment| segment.writable)
+        .flat_map(|segment| memory.resident(segment.range));
+    let mut buffer = vec![0; usize::try_from(PIECE).unwrap_or(0)];
+    for part in parts {
+        let mut at = part.start.align_up(8)?;
+        while at < part.end {
+            let count = memory.read(at, &mut buffer);
+            let words = buffer.get(..count).unwrap_or_default().chunks_exact(8);
+            let mut found = (0_u64..).step_by(8).zip(words);
+            let mut headers = found
+                .by_ref()
+                .filter(|(_, word)| *word == MAGIC)
+                .map(|(offset, _)| at.saturating_add(offset));
+            let header = headers.find(|at| matches!(LogHeader::read(memory, *at), Ok(Some(_))));
+            if header.is_some() {
+                return header;
+            }
+            at = at.saturating_add(PIECE);
+        }
+    }
+    None
+}
 
 /// A log of the target that can be used.
 #[derive(Clone, Debug)]
@@ -51,6 +81,12 @@ impl StackLog {
     #[must_use]
     pub fn own_memory(&self) -> &RangeSet {
         &self.own
+    }
+
+    /// Where its header is, in the recorder's own data.
+    #[must_use]
+    pub fn header_range(&self) -> AddrRange {
+        AddrRange::with_size(self.header_at, size_of::<Header>() as u64)
     }
 
     /// What the recorder could not do.

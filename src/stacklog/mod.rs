@@ -15,13 +15,15 @@
 mod allocations;
 mod exit_page;
 pub mod format;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod header;
 mod image;
 mod log;
 mod recorder;
 mod records;
 mod stack;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,7 @@ pub use allocations::Allocations;
 pub use exit_page::ExitPage;
 pub use header::{LogError, LogHeader, LogMode};
 pub use image::Image;
-pub use log::StackLog;
+pub use log::{StackLog, search};
 pub use recorder::RECORDER;
 pub use records::{Area, LiveRecord, Records};
 pub use stack::{Allocation, CallStack, CodeFrame, StackReader};

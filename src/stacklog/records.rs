@@ -55,8 +55,6 @@ pub struct Records<'a> {
     log: &'a StackLog,
     memory: &'a dyn Memory,
     chunks: Vec<Chunk>,
-    /// A bit for each record that a chain has led to: each is in one chain, once.
-    seen: Vec<AtomicU64>,
     busy: AtomicU64,
     areas: Vec<Area>,
 }
@@ -65,6 +63,8 @@ pub struct Records<'a> {
 struct Chunk {
     keys: Vec<u64>,
     nexts: Vec<u32>,
+    /// A bit for each record that a chain has led to: each is in one chain, once.
+    seen: Vec<AtomicU64>,
 }
 
 impl<'a> Records<'a> {
@@ -82,12 +82,10 @@ impl<'a> Records<'a> {
                 start.map_or_else(Chunk::default, |s| Chunk::read(memory, s, *size))
             })
             .collect();
-        let words = chunks.len().saturating_mul(BLOCKS_PER_CHUNK / 64);
         Ok(Self {
             log,
             memory,
             chunks,
-            seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
             busy: AtomicU64::new(0),
             areas: areas(log, memory)?,
         })
@@ -136,11 +134,12 @@ impl<'a> Records<'a> {
         let first = live.len();
         let mut record = head;
         while record != 0 {
-            let Some((key, next)) = self.record(record) else {
+            let Some((chunk, at)) = self.chunk_of(record) else {
                 let what = format!("a chain leads to record {record}, which does not exist");
                 return Err(LogError::damaged(what));
             };
-            if !self.see(record) {
+            let (key, next) = chunk.link(at);
+            if !chunk.see(at) {
                 let what = format!("record {record} is in more than one place");
                 return Err(LogError::damaged(what));
             }
@@ -161,20 +160,12 @@ impl<'a> Records<'a> {
         Ok(())
     }
 
-    fn record(&self, index: u32) -> Option<(u64, u32)> {
-        let index = usize::try_from(index).ok()?;
+    /// The chunk of a record that exists, and its place there.
+    fn chunk_of(&self, record: u32) -> Option<(&Chunk, usize)> {
+        let index = usize::try_from(record).ok()?;
         let chunk = self.chunks.get(index / BLOCKS_PER_CHUNK)?;
         let at = index % BLOCKS_PER_CHUNK;
-        Some((*chunk.keys.get(at)?, *chunk.nexts.get(at)?))
-    }
-
-    /// Notes that a chain has led to a record, and says whether it is the first that does.
-    fn see(&self, index: u32) -> bool {
-        let bit = 1 << (index % 64);
-        let word = usize::try_from(index / 64).ok();
-        let word = word.and_then(|word| self.seen.get(word));
-        // Relaxed is enough: the bit guards no other memory.
-        word.is_some_and(|word| word.fetch_or(bit, Relaxed) & bit == 0)
+        (at < chunk.keys.len()).then_some((chunk, at))
     }
 
     /// The rest of a record: the node of its stack, and the thread.
@@ -189,6 +180,7 @@ impl<'a> Records<'a> {
             requested: u64_at(&bytes, offset_of!(BlockRecord, key)) >> SIZE_SHIFT,
             stack: u32_at(&bytes, offset_of!(BlockRecord, stack)),
             thread: u32_at(&bytes, offset_of!(BlockRecord, thread)),
+            tick: u32_at(&bytes, offset_of!(BlockRecord, tick)),
         })
     }
 }
@@ -207,6 +199,7 @@ pub(super) struct RecordRest {
     pub(super) requested: u64,
     pub(super) stack: u32,
     pub(super) thread: u32,
+    pub(super) tick: u32,
 }
 
 const HEADS_SIZE: usize = HEADS_PER_AREA * HEAD;
@@ -216,6 +209,7 @@ impl Chunk {
     fn read(memory: &dyn Memory, start: Addr, size: usize) -> Self {
         let bytes = read(memory, start, size);
         let records = || bytes.chunks_exact(RECORD);
+        let words = records().len().div_ceil(64);
         Self {
             keys: records()
                 .map(|r| u64_at(r, offset_of!(BlockRecord, key)))
@@ -223,7 +217,22 @@ impl Chunk {
             nexts: records()
                 .map(|r| u32_at(r, offset_of!(BlockRecord, next)))
                 .collect(),
+            seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
         }
+    }
+
+    /// The key of a record, and the next one of its chain; zeros where there is no such record.
+    fn link(&self, at: usize) -> (u64, u32) {
+        let key = self.keys.get(at).copied().unwrap_or(0);
+        (key, self.nexts.get(at).copied().unwrap_or(0))
+    }
+
+    /// Notes that a chain has led to a record, and says whether it is the first that does.
+    fn see(&self, at: usize) -> bool {
+        let bit = 1 << (at % 64);
+        // Relaxed is enough: the bit guards no other memory.
+        let word = self.seen.get(at / 64);
+        word.is_some_and(|word| word.fetch_or(bit, Relaxed) & bit == 0)
     }
 }
 
@@ -316,4 +325,37 @@ pub(super) fn check_parts(
 fn words32(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
     let (words, _) = bytes.as_chunks();
     words.iter().map(|word| u32::from_le_bytes(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::format::{Header, NODE_NONE};
+    use super::super::testing::{HEADER, LogWriter};
+    use super::*;
+
+    #[test]
+    fn log_that_claims_many_records_takes_memory_for_those_that_there_are() {
+        let mut writer = LogWriter::new();
+        writer.block(0x5555_0000_0010, 24, NODE_NONE);
+        let claimed = BLOCKS_PER_CHUNK * BLOCK_CHUNKS;
+        writer.set(offset_of!(Header, blocks_end), claimed as u64);
+        let snapshot = writer.snapshot();
+        let log = StackLog::find(&snapshot, Addr(HEADER)).expect("a good log");
+        let log = log.expect("a log");
+        let records = Records::read(&log, &*snapshot.memory).expect("a good log");
+        let taken = |chunk: &Chunk| (chunk.keys.len(), chunk.seen.len());
+        let (keys, seen) = records
+            .chunks
+            .iter()
+            .map(taken)
+            .fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        assert!(keys > 1 && seen == keys.div_ceil(64), "{keys} {seen}");
+        assert_eq!(
+            records
+                .live_in(&records.areas()[0])
+                .expect("a good log")
+                .len(),
+            1
+        );
+    }
 }

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::format::{
     IMAGE_SHIFT, NODE_CHUNKS, NODE_CUT, NODE_EXACT, NODE_FIRST, NODE_NONE, NODES_PER_CHUNK,
-    NodeRecord,
+    NodeRecord, TICK_NANOSECONDS,
 };
 use super::header::{LogError, u32_at, u64_at};
 use super::log::{StackLog, read};
@@ -28,9 +28,17 @@ pub struct Allocation {
     pub thread: u32,
     /// The stack, by its number in the log; `None` where the recorder could not keep it.
     pub stack: Option<u32>,
+    /// When it did, in ticks since the start of the log.
+    pub tick: u32,
 }
 
 impl Allocation {
+    /// When the program did, in milliseconds since the start of the log.
+    #[must_use]
+    pub fn milliseconds(&self) -> u64 {
+        u64::from(self.tick).saturating_mul(TICK_NANOSECONDS) / 1_000_000
+    }
+
     /// What the log knows of the block with this record.
     #[must_use]
     pub fn read(records: &Records<'_>, record: u32) -> Option<Self> {
@@ -39,6 +47,7 @@ impl Allocation {
             requested: rest.requested,
             thread: rest.thread,
             stack: (rest.stack >= NODE_FIRST).then_some(rest.stack),
+            tick: rest.tick,
         })
     }
 }

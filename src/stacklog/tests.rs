@@ -183,6 +183,7 @@ fn stack_has_its_frames_from_the_innermost_to_the_outermost() {
         requested: 61,
         thread: 4242,
         stack: Some(complete),
+        tick: 0,
     };
     assert_eq!(known.of_block(0), Some(&expected));
     let stack = known.stack(complete).expect("a stack");

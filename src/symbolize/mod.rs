@@ -8,6 +8,8 @@ mod demangle;
 mod describe;
 mod dwarf;
 mod elf;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod image;
 mod inventory;
 mod module_symbols;

@@ -54,6 +54,12 @@ impl<'a> Symbolizer<'a> {
         }
     }
 
+    /// Gives the files back.
+    #[must_use]
+    pub fn into_files(self) -> TargetFiles {
+        self.files
+    }
+
     /// The variable that `addr` is in. One of unknown size is found at its first byte only.
     #[must_use]
     pub fn data_symbol(&self, addr: Addr) -> Option<DataSymbol> {

@@ -5,9 +5,12 @@
     reason = "a helper of a test fails by panicking, as the test does"
 )]
 
+mod aarch64;
 mod allocators;
 mod at_exit;
 mod containers;
+mod cores;
+mod diff;
 mod doctor;
 mod fork;
 mod generator;
@@ -20,6 +23,7 @@ mod obstacles;
 mod programs;
 mod record;
 mod roots;
+mod saved;
 mod signals;
 mod stacks;
 #[path = "../support/mod.rs"]

@@ -16,10 +16,10 @@ use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
 use crate::heap::Block;
 use crate::memory::{Memory, Width};
-use crate::snapshot::{Snapshot, Thread};
+use crate::snapshot::{Machine, Snapshot, Thread};
 
-/// How far below a thread pointer its `tcache` variable may lie: the static TLS of the C library
-/// is among the first.
+/// How far from a thread pointer its `tcache` variable may lie: the static TLS of the C library
+/// is among the first. It is below the pointer, on aarch64 above it.
 const TLS_REACH: usize = 0x4000;
 /// Links that are followed, for each block: a list is looked at a few times, to find the layout.
 const LINKS_PER_BLOCK: u64 = 16;
@@ -40,6 +40,8 @@ pub(super) struct Cached {
 pub(super) struct Lists<'a> {
     memory: &'a dyn Memory,
     chunks: ChunkLayout,
+    /// Static TLS lies above thread pointers.
+    tls_above: bool,
     /// All blocks that look in use, sorted.
     blocks: &'a [Block],
     /// How many chunks a bin of a thread cache takes.
@@ -72,6 +74,22 @@ impl Lists<'_> {
 
     fn pointer(&self, addr: Addr) -> Option<u64> {
         self.memory.pointer(addr, self.chunks.width)
+    }
+
+    /// Where the thread-local variable of `thread` is that lies at this distance from the thread pointer.
+    fn thread_variable(&self, thread: &Thread, distance: u64) -> Addr {
+        match self.tls_above {
+            true => thread.thread_pointer.saturating_add(distance),
+            false => thread.thread_pointer.saturating_sub(distance),
+        }
+    }
+
+    /// The words of static TLS at thread pointer `pointer`, with their distances.
+    fn thread_words(&self, pointer: Addr) -> Vec<(u64, u64)> {
+        match self.tls_above {
+            true => words_above(self.memory, self.chunks.width, pointer),
+            false => words_below(self.memory, self.chunks.width, pointer),
+        }
     }
 
     /// The size of the chunk of a block.
@@ -196,6 +214,7 @@ pub(super) fn find(
         let lists = Lists {
             memory: &*snapshot.memory,
             chunks,
+            tls_above: snapshot.machine == Machine::Aarch64,
             blocks,
             tcache_count: params.iter().map(|p| p.tcache_count).max().unwrap_or(0),
             mangled,
@@ -248,14 +267,14 @@ fn add_fastbins(lists: &Lists<'_>, arenas: &[Arena], cached: &mut Cached) {
     }
 }
 
-/// Thread caches that a thread's `tcache` variable points to. It lies at the same distance below
+/// Thread caches that a thread's `tcache` variable points to. It lies at the same distance from
 /// the thread pointer in every thread.
 fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Cached) {
     let Some((distance, layout)) = tcache_variable(lists, threads) else {
         return;
     };
     for thread in threads {
-        let variable = thread.thread_pointer.saturating_sub(distance);
+        let variable = lists.thread_variable(thread, distance);
         let start = lists.pointer(variable).unwrap_or(0);
         let Some(block) = lists.block(start) else {
             // A thread that has not allocated yet, or is about to end.
@@ -268,7 +287,7 @@ fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Ca
     }
 }
 
-/// The distance of the `tcache` variable below the thread pointer, and the layout of what it
+/// The distance of the `tcache` variable from the thread pointer, and the layout of what it
 /// points to: what fits most threads, then what holds most blocks.
 fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, TcacheLayout)> {
     let mut votes: FxHashMap<(u64, TcacheLayout), (u64, u64)> = FxHashMap::default();
@@ -289,11 +308,11 @@ fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, Tcache
     best.map(|(variable, _)| variable)
 }
 
-/// Words below the thread pointer of `thread` that point to a thread cache: their distance, the
+/// Words beside the thread pointer of `thread` that point to a thread cache: their distance, the
 /// layout, and how many blocks it holds.
 fn tcache_candidates(lists: &Lists<'_>, thread: &Thread) -> Vec<(u64, TcacheLayout, u64)> {
     let mut candidates = Vec::new();
-    for (distance, word) in words_below(lists.memory, lists.chunks.width, thread.thread_pointer) {
+    for (distance, word) in lists.thread_words(thread.thread_pointer) {
         let Some(block) = lists.block(word) else {
             continue;
         };
@@ -336,6 +355,14 @@ fn words_below(memory: &dyn Memory, width: Width, pointer: Addr) -> Vec<(u64, u6
     }
     found.truncate(words);
     found
+}
+
+/// The words from `pointer` on, with their distances: up to one that cannot be read.
+fn words_above(memory: &dyn Memory, width: Width, pointer: Addr) -> Vec<(u64, u64)> {
+    let mut bytes = vec![0; TLS_REACH];
+    let count = memory.read(pointer, &mut bytes);
+    let words = width.words(bytes.get(..count).unwrap_or_default());
+    (0..).step_by(width.size()).zip(words).collect()
 }
 
 /// Thread caches that no thread has any more: those of a parent's threads after `fork`, and of

@@ -7,17 +7,23 @@
 mod arena;
 mod cache;
 mod chunks;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod layout;
 mod mapped;
+mod metadata;
 mod params;
 mod problem;
 mod search;
 mod segments;
 #[cfg(test)]
+pub(crate) mod strategies;
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use metadata::metadata;
 pub use problem::Problem;
 
 use rayon::prelude::*;
@@ -48,34 +54,71 @@ struct Malloc {
     params: Params,
 }
 
+/// What there is of glibc's malloc in a target, before its caches are known.
+struct Parts {
+    mallocs: Vec<Malloc>,
+    /// In the order of `zone_names`.
+    memories: Vec<ArenaMemory>,
+    mapped: Vec<MappedChunk>,
+    chunks: ChunkLayout,
+    problems: Vec<Problem>,
+}
+
+impl Parts {
+    fn find(snapshot: &Snapshot) -> Option<Self> {
+        let mut problems = Vec::new();
+        let mut mallocs = Vec::new();
+        for arenas in arena::find(snapshot) {
+            let is_used = arenas.main.is_used() || !arenas.others.is_empty();
+            match params::find(snapshot, &arenas) {
+                Some(params) if is_used || params.n_mmaps > 0 => {
+                    mallocs.push(Malloc { arenas, params })
+                }
+                None if is_used => problems.push(Problem::NoParams),
+                _ => {}
+            }
+        }
+        if mallocs.is_empty() && problems.is_empty() {
+            return None;
+        }
+        let memories = arena_memories(snapshot, &mallocs);
+        let mut found = Self {
+            chunks: chunk_layout(snapshot, &mallocs),
+            mallocs,
+            memories,
+            mapped: Vec::new(),
+            problems,
+        };
+        found.problems.extend(broken_bins(&found.arenas()));
+        let taken = owned(&found.memories);
+        let (mapped, problems) = mapped::find(snapshot, &found.params(), found.chunks, &taken);
+        found.mapped = mapped;
+        found.problems.extend(problems);
+        Some(found)
+    }
+
+    fn arenas(&self) -> Vec<Arena> {
+        let arenas = self.mallocs.iter().flat_map(|malloc| malloc.arenas.all());
+        arenas.collect()
+    }
+
+    fn params(&self) -> Vec<Params> {
+        self.mallocs.iter().map(|malloc| malloc.params).collect()
+    }
+}
+
 /// Walks every glibc malloc that the target has used. `None` where there is none.
 #[must_use]
 pub fn walk(snapshot: &Snapshot) -> Option<Found> {
-    let mut problems = Vec::new();
-    let mut mallocs = Vec::new();
-    for arenas in arena::find(snapshot) {
-        let is_used = arenas.main.is_used() || !arenas.others.is_empty();
-        match params::find(snapshot, &arenas) {
-            Some(params) if is_used || params.n_mmaps > 0 => {
-                mallocs.push(Malloc { arenas, params })
-            }
-            None if is_used => problems.push(Problem::NoParams),
-            _ => {}
-        }
-    }
-    if mallocs.is_empty() && problems.is_empty() {
-        return None;
-    }
-    let memories = arena_memories(snapshot, &mallocs);
-    let arenas: Vec<Arena> = mallocs.iter().flat_map(|m| m.arenas.all()).collect();
-    let params: Vec<Params> = mallocs.iter().map(|malloc| malloc.params).collect();
-    problems.extend(broken_bins(&arenas));
-
-    let taken = owned(&memories);
-    let chunks = chunk_layout(snapshot, &mallocs);
-    let (mapped, mapped_problems) = mapped::find(snapshot, &params, chunks, &taken);
-    problems.extend(mapped_problems);
-
+    let parts = Parts::find(snapshot)?;
+    let (arenas, params) = (parts.arenas(), parts.params());
+    let Parts {
+        mallocs,
+        memories,
+        mapped,
+        chunks,
+        mut problems,
+    } = parts;
     let zones = zone_names(&mallocs);
     let mut heap = Heap {
         owned: owned_by_all(&memories, &mapped, &arenas, &params),

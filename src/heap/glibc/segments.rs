@@ -62,10 +62,21 @@ pub(super) struct ArenaMemory {
     /// One walk for each segment, in no order.
     pub(super) walks: Vec<Walk>,
     pub(super) problems: Vec<Problem>,
+    /// What was walked, and how far.
+    pub(super) segments: Vec<(Segment, AddrRange)>,
+    /// What lies in front of the first chunk of a heap: its `heap_info`, and the arena in the first.
+    pub(super) headers: Vec<AddrRange>,
 }
 
 impl ArenaMemory {
-    fn add(&mut self, start: Addr, walk: Walk) {
+    fn add(&mut self, segment: Segment, walk: Walk) {
+        self.add_from(segment.start, segment, walk);
+    }
+
+    /// Adds a segment of which memory from `start` on is the arena's: what alignment takes is in
+    /// front of the first chunk.
+    fn add_from(&mut self, start: Addr, segment: Segment, walk: Walk) {
+        self.segments.push((segment, walk.range(segment.start)));
         if let End::Broken(at) = walk.end {
             self.problems.push(Problem::Header(at));
         }
@@ -204,7 +215,8 @@ pub(super) fn of_other_arena(
             found.owned.push(AddrRange::new(segment.limit, reserved));
         }
         found.owned.push(AddrRange::new(heap.base, start));
-        found.add(start, walk);
+        found.headers.push(AddrRange::new(heap.base, start));
+        found.add(segment, walk);
     }
     found.expect_size(arena, size);
     found
@@ -273,7 +285,7 @@ fn walk_brk(snapshot: &Snapshot, arena: &Arena, brk: AddrRange, found: &mut Aren
     let walk = first.walk(memory);
     let mut end = walk.range(brk.start).end;
     let mut is_fenced = matches!(walk.end, End::Fence(_));
-    found.add(brk.start, walk);
+    found.add(first, walk);
     if !is_fenced {
         return end;
     }
@@ -285,7 +297,7 @@ fn walk_brk(snapshot: &Snapshot, arena: &Arena, brk: AddrRange, found: &mut Aren
         };
         end = walk.range(start).end;
         is_fenced = matches!(walk.end, End::Fence(_));
-        found.add(start, walk);
+        found.add(Segment { start, ..first }, walk);
     }
     end
 }
@@ -353,13 +365,13 @@ fn walk_elsewhere(
             while size < missing {
                 let left = missing.saturating_sub(size);
                 let found_one = mapped_segment(&mut search, arena, part, from, gap.end, left);
-                let Some((start, walk)) = found_one else {
+                let Some((start, segment, walk)) = found_one else {
                     break;
                 };
                 let range = walk.range(start);
                 size = size.saturating_add(range.size());
                 from = range.end;
-                found.add(start, walk);
+                found.add_from(start, segment, walk);
             }
         }
     }
@@ -375,7 +387,7 @@ fn mapped_segment(
     from: Addr,
     limit: Addr,
     missing: u64,
-) -> Option<(Addr, Walk)> {
+) -> Option<(Addr, Segment, Walk)> {
     let chunks = arena.layout.chunks;
     places(part, from, PAGE).find_map(|start| {
         let segment = Segment {
@@ -385,6 +397,6 @@ fn mapped_segment(
             top: arena.top,
             fence: Fence::Double,
         };
-        Some((start, search.walk(segment)?))
+        Some((start, segment, search.walk(segment)?))
     })
 }

@@ -1,12 +1,11 @@
 //! Heaps as glibc lays them out, for tests.
 
-use proptest::prelude::*;
-
+use super::Found;
 use super::layout::{
     ArenaLayout, BINS, IS_MMAPPED, NON_MAIN_ARENA, PAGE, PREV_INUSE, ParamsLayout, TcacheLayout,
     arenas, params, tcaches,
 };
-use crate::addr::{Addr, AddrRange};
+use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Block;
 use crate::memory::{FakeMemory, Memory, Width};
 use crate::snapshot::{Module, Region, Segment, Snapshot, Thread};
@@ -119,23 +118,6 @@ pub(crate) struct Contents {
     pub(crate) other: Vec<(u64, Fate)>,
     /// The pages of each mapping, and the page-size power of two that its user asked for, if any.
     pub(crate) mapped: Vec<(u64, Option<u32>)>,
-}
-
-/// Any contents that fit the regions of a [`Built`] heap.
-pub(crate) fn contents() -> impl Strategy<Value = Contents> {
-    let fate = prop_oneof![
-        Just(Fate::Used),
-        Just(Fate::Free),
-        Just(Fate::InTcache),
-        Just(Fate::InFastbin),
-    ];
-    let chunks = prop::collection::vec((0_u64..70, fate), 0..60);
-    let mapped = prop::collection::vec((4_u64..12, prop::option::of(6_u32..14)), 0..4);
-    (chunks.clone(), chunks, mapped).prop_map(|(main, other, mapped)| Contents {
-        main,
-        other,
-        mapped,
-    })
 }
 
 /// A heap and what a walk has to find in it.
@@ -406,37 +388,20 @@ fn region(part: &FakeMemory) -> Region {
 /// A word of `memory` that is overwritten, chosen by a number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mutation {
-    part: usize,
-    word: u64,
-    change: Change,
+    pub(crate) part: usize,
+    pub(crate) word: u64,
+    pub(crate) change: Change,
 }
 
+/// What is done to a word.
 #[derive(Clone, Copy, Debug)]
-enum Change {
+pub(crate) enum Change {
     Set(u64),
     Flip(u32),
     Add(i64),
     /// The word at another place, or its address.
     Copy(u64),
     PointTo(u64),
-}
-
-/// Up to 20 changes anywhere, more of them where there is more to break.
-pub(crate) fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
-    let change = prop_oneof![
-        any::<u64>().prop_map(Change::Set),
-        (0_u64..0x1_0000).prop_map(Change::Set),
-        prop_oneof![Just(0), Just(u64::MAX), Just(!7), Just(1 << 63)].prop_map(Change::Set),
-        (0_u32..64).prop_map(Change::Flip),
-        (-64_i64..64).prop_map(Change::Add),
-        any::<u64>().prop_map(Change::Copy),
-        any::<u64>().prop_map(Change::PointTo),
-    ];
-    // Most of what is in the parts lies in the first pages of each.
-    let word = prop_oneof![0_u64..0x100, 0_u64..0x1000, any::<u64>()];
-    let mutation = (0_usize..5, word, change);
-    let mutation = mutation.prop_map(|(part, word, change)| Mutation { part, word, change });
-    prop::collection::vec(mutation, 1..=20)
 }
 
 impl Patchwork {
@@ -457,5 +422,26 @@ impl Patchwork {
             Change::PointTo(number) => other(number),
         };
         self.set_word(at, new);
+    }
+}
+
+/// Checks what is true of each walk, however damaged the heap.
+pub(super) fn check_promises(found: &Found) {
+    let heap = &found.heap;
+    for pair in heap.blocks.windows(2) {
+        assert!(pair[0].range().end <= pair[1].start, "{pair:x?}");
+    }
+    for pair in heap.zone_ranges.windows(2) {
+        assert!(pair[0].0.end <= pair[1].0.start, "{pair:x?}");
+    }
+    let zones: RangeSet = heap.zone_ranges.iter().map(|(range, _)| *range).collect();
+    for block in &heap.blocks {
+        let range = block.range();
+        let owned = heap.owned.containing(block.start);
+        assert!(
+            owned.is_some_and(|owned| owned.covers(&range)),
+            "{block:x?}"
+        );
+        assert!(zones.contains(block.start), "{block:x?}");
     }
 }

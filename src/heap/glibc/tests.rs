@@ -3,33 +3,14 @@
 use proptest::prelude::*;
 
 use super::layout::{IS_MMAPPED, PAGE};
+use super::strategies::{contents, mutations};
 use super::testing::{
     BRK, Built, Contents, Fate, HEADER, HEAP_SIZE, MAIN_ARENA, MAPPED, OTHER_HEAP, PARAMS_AT,
-    Release, contents, mutations, releases,
+    Release, check_promises, releases,
 };
 use super::{Found, Problem, walk};
 use crate::addr::{Addr, RangeSet};
 use crate::memory::Memory;
-
-fn check_promises(found: &Found) {
-    let heap = &found.heap;
-    for pair in heap.blocks.windows(2) {
-        assert!(pair[0].range().end <= pair[1].start, "{pair:x?}");
-    }
-    for pair in heap.zone_ranges.windows(2) {
-        assert!(pair[0].0.end <= pair[1].0.start, "{pair:x?}");
-    }
-    let zones: RangeSet = heap.zone_ranges.iter().map(|(range, _)| *range).collect();
-    for block in &heap.blocks {
-        let range = block.range();
-        let owned = heap.owned.containing(block.start);
-        assert!(
-            owned.is_some_and(|owned| owned.covers(&range)),
-            "{block:x?}"
-        );
-        assert!(zones.contains(block.start), "{block:x?}");
-    }
-}
 
 proptest! {
     #[test]

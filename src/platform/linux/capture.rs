@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
 use super::fork::{self, ForkRefusal, ForkedMemory, Guardian, NewProcess, Outcome, Parts};
-use super::plan::{Plan, Source};
+use super::plan::{self, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
 use super::suspend::{SuspendError, Suspended};
@@ -15,8 +15,8 @@ use super::tracer::Standstill;
 use super::view::View;
 use super::{interrupt_flag, procfs};
 use crate::addr::{Addr, AddrRange};
-use crate::memory::Memory;
-use crate::snapshot::{self, Capture, Region, Snapshot, Thread};
+use crate::memory::{Memory, Width};
+use crate::snapshot::{self, Capture, ContentLevel, Extent, Machine, Region, Snapshot, Thread};
 use crate::warning::{Bias, Warning};
 
 /// The target while it stands still, or while a child of it keeps its memory. Dropping it lets the target go
@@ -79,21 +79,21 @@ impl Stopped {
         if let Some(guardian) = survey.guardian.take() {
             return self.fork(survey, &guardian);
         }
-        let (plan, unread) = self.plan(&self.regions, &survey)?;
+        let (extent, unread) = self.plan(&self.regions, &survey)?;
         let buffer = survey.buffer.take();
         let mut snapshot = self.snapshot(survey);
-        snapshot.capture.memory_bytes = plan.bytes();
+        snapshot.capture.memory_bytes = extent.bytes();
         snapshot.warnings.extend(unread);
         let Some(buffer) = buffer else {
             let memory = View::open(self.target.pid)?.memory;
-            snapshot.memory = Box::new(StreamedMemory::new(plan, memory));
+            snapshot.memory = Box::new(StreamedMemory::new(extent, memory));
             return Ok((snapshot, Some(self)));
         };
-        let (memory, holes) = self.copy(plan, buffer)?;
+        let (memory, holes) = self.copy(extent, buffer)?;
         self.resume();
         snapshot.memory = Box::new(memory);
         snapshot.warnings.extend(unreadable(&holes));
-        self.target.account(&mut snapshot);
+        self.target.account(&mut snapshot.capture);
         Ok((snapshot, None))
     }
 
@@ -135,6 +135,8 @@ impl Stopped {
         let width = width.unwrap_or_default();
         let mut kernel_held = procfs::kernel_held(self.target.pid);
         let mut snapshot = Snapshot {
+            source: snapshot::Source::Process,
+            machine: machine(width),
             capture: Capture {
                 taken_at: self.taken_at,
                 method: survey.method,
@@ -142,6 +144,7 @@ impl Stopped {
                 pause: Duration::ZERO,
                 longest_pause: Duration::ZERO,
                 memory_bytes: 0,
+                content: ContentLevel::Full,
             },
             modules: if self.has_other_modules(&survey) {
                 snapshot::modules(&self.view.memory, &self.regions)
@@ -167,8 +170,8 @@ impl Stopped {
         &self,
         regions: &[Region],
         survey: &Survey,
-    ) -> Result<(Plan, Option<Warning>), CaptureError> {
-        let plan = Plan::new(&Source {
+    ) -> Result<(Extent, Option<Warning>), CaptureError> {
+        let plan = plan::plan(&Source {
             regions,
             survey: &survey.uses,
             pagemap: &self.view.pagemap,
@@ -180,10 +183,10 @@ impl Stopped {
 
     fn copy(
         &self,
-        plan: Plan,
+        extent: Extent,
         buffer: CopyBuffer,
     ) -> Result<(CopiedMemory, Vec<AddrRange>), CaptureError> {
-        let wanted = plan.bytes();
+        let wanted = extent.bytes();
         let buffer = if buffer.capacity() < wanted {
             // The target grew faster than expected.
             CopyBuffer::untouched(wanted).map_err(|error| CaptureError::Buffer(wanted, error))?
@@ -193,7 +196,7 @@ impl Stopped {
         let interrupted = || interrupt_flag().load(Ordering::Relaxed);
         let deadline = self.deadline;
         let is_over = || interrupted() || Instant::now() > deadline;
-        let copied = CopiedMemory::copy(plan, &self.view.memory, buffer, is_over);
+        let copied = CopiedMemory::copy(extent, &self.view.memory, buffer, is_over);
         if interrupted() {
             return Err(SuspendError::Interrupted.into());
         }
@@ -240,18 +243,29 @@ impl Stopped {
     ///
     /// # Errors
     /// The child was not there any more: what was read of it may be wrong.
-    pub fn release(mut self, snapshot: &mut Snapshot) -> Result<(), CaptureError> {
+    pub fn release(self, snapshot: &mut Snapshot) -> Result<(), CaptureError> {
+        let warning = self.account(&mut snapshot.capture)?;
+        snapshot.warnings.extend(warning);
+        Ok(())
+    }
+
+    /// The same, where the snapshot is still in use. Gives what could not be done.
+    ///
+    /// # Errors
+    /// As [`Stopped::release`].
+    pub fn account(mut self, capture: &mut Capture) -> Result<Option<Warning>, CaptureError> {
         self.resume();
+        let mut warning = None;
         if let Some(outcome) = self.end_child() {
             let outcome = outcome?;
             self.target.pauses.borrow_mut().extend(outcome.pause);
-            snapshot.warnings.extend(outcome.warning());
+            warning = outcome.warning();
             if !outcome.was_whole {
                 return Err(CaptureError::Lost(self.target.pid));
             }
         }
-        self.target.account(snapshot);
-        Ok(())
+        self.target.account(capture);
+        Ok(warning)
     }
 }
 
@@ -263,12 +277,20 @@ impl Drop for Stopped {
 }
 
 impl Target {
-    fn account(&self, snapshot: &mut Snapshot) {
+    fn account(&self, capture: &mut Capture) {
         let pauses = self.pauses.borrow();
-        let capture = &mut snapshot.capture;
         capture.stops = u32::try_from(pauses.len()).unwrap_or(u32::MAX);
         capture.pause = pauses.iter().sum();
         capture.longest_pause = pauses.iter().max().copied().unwrap_or_default();
+    }
+}
+
+/// The instruction set of a target with pointers of this width: that of rleaks, or its 32-bit one.
+fn machine(width: Width) -> Machine {
+    match width {
+        Width::Four => Machine::I386,
+        Width::Eight if cfg!(target_arch = "aarch64") => Machine::Aarch64,
+        Width::Eight => Machine::X86_64,
     }
 }
 

@@ -8,10 +8,10 @@ use super::copy::{CopiedMemory, CopyBuffer};
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
 use super::pagemap::{PAGE, PageMap, Pages};
-use super::plan::Plan;
 use super::process_memory::ProcessMemory;
 use super::procfs;
 use crate::addr::{Addr, AddrRange};
+use crate::snapshot::Extent;
 
 /// Bytes that are copied to measure the speed: more than the processor's caches hold.
 const MEASURED: u64 = 64 << 20;
@@ -78,12 +78,12 @@ pub fn copy_speed() -> io::Result<Option<u64>> {
     if memory.read_ranges(&[first], &mut word) < word.len() {
         return Ok(None);
     }
-    let plan = Plan {
-        mapped: [source].into_iter().collect(),
+    let extent = Extent {
+        readable: [source].into_iter().collect(),
         resident: vec![source],
     };
     let start = Instant::now();
-    let copy = CopiedMemory::copy(plan, &memory, buffer, || false);
+    let copy = CopiedMemory::copy(extent, &memory, buffer, || false);
     let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
     drop((copy, bytes));
     Ok(Some(

@@ -136,7 +136,8 @@ impl Survey {
 fn allowed(method: Method) -> &'static [Method] {
     match method {
         Method::Copy => &[Method::Copy, Method::Stream],
-        Method::Stream => &[Method::Stream],
+        // A file is read as it is.
+        Method::Stream | Method::File => &[Method::Stream],
         Method::Fork => &[Method::Fork, Method::Copy, Method::Stream],
     }
 }

@@ -6,10 +6,10 @@ use memmap2::{Advice, MmapMut};
 use rayon::prelude::*;
 
 use super::pagemap::PAGE;
-use super::plan::Plan;
 use super::process_memory::ProcessMemory;
 use crate::addr::{Addr, AddrRange};
 use crate::memory::Memory;
+use crate::snapshot::Extent;
 
 /// Bytes that one task copies. Larger pieces gain nothing, smaller ones balance worse.
 const PIECE: u64 = 1 << 20;
@@ -50,7 +50,7 @@ impl CopyBuffer {
 
 /// The copied memory.
 pub(super) struct CopiedMemory {
-    plan: Plan,
+    extent: Extent,
     /// Where each resident range lies in the buffer.
     offsets: Vec<usize>,
     buffer: CopyBuffer,
@@ -63,32 +63,32 @@ struct Piece<'a> {
 }
 
 impl CopiedMemory {
-    /// Copies what `plan` names, in parallel. Returns the memory and the pages that could not be
+    /// Copies what `extent` names, in parallel. Returns the memory and the pages that could not be
     /// read; `None` where `is_over` said before the end that there is no more time.
     pub(super) fn copy(
-        mut plan: Plan,
+        mut extent: Extent,
         memory: &ProcessMemory,
         mut buffer: CopyBuffer,
         is_over: impl Fn() -> bool + Sync,
     ) -> Option<(Self, Vec<AddrRange>)> {
-        let pieces = pieces(&plan.resident, &mut buffer.0);
+        let pieces = pieces(&extent.resident, &mut buffer.0);
         let holes: Option<Vec<Vec<AddrRange>>> = pieces
             .into_par_iter()
             .map(|piece| (!is_over()).then(|| copy_piece(memory, piece)))
             .collect();
         let mut holes = holes?.concat();
         holes.sort_unstable();
-        let mut offsets = Vec::with_capacity(plan.resident.len());
+        let mut offsets = Vec::with_capacity(extent.resident.len());
         let mut offset = 0;
-        for range in &plan.resident {
+        for range in &extent.resident {
             offsets.push(offset);
             offset += size(range);
         }
         if !holes.is_empty() {
-            (plan, offsets) = without(plan, &offsets, &holes);
+            (extent, offsets) = without(extent, &offsets, &holes);
         }
         let copied = Self {
-            plan,
+            extent,
             offsets,
             buffer,
         };
@@ -98,14 +98,14 @@ impl CopiedMemory {
 
 impl CopiedMemory {
     /// What was copied.
-    pub(super) fn plan(&self) -> &Plan {
-        &self.plan
+    pub(super) fn extent(&self) -> &Extent {
+        &self.extent
     }
 }
 
 impl Memory for CopiedMemory {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
-        self.plan.read(addr, buf, |index, offset, part| {
+        self.extent.read(addr, buf, |index, offset, part| {
             let start = usize::try_from(offset).ok();
             let start = start.and_then(|offset| self.offsets.get(index)?.checked_add(offset));
             let bytes = start.and_then(|start| self.buffer.0.get(start..)?.get(..part.len()));
@@ -116,7 +116,11 @@ impl Memory for CopiedMemory {
     }
 
     fn resident(&self, range: AddrRange) -> Vec<AddrRange> {
-        self.plan.resident_within(range)
+        self.extent.resident_within(range)
+    }
+
+    fn readable(&self, range: AddrRange) -> Vec<AddrRange> {
+        self.extent.readable.within(range).collect()
     }
 }
 
@@ -194,24 +198,24 @@ fn copy_page_by_page(
     }
 }
 
-/// Takes `holes` out of the plan: they are neither resident nor zero.
-fn without(plan: Plan, offsets: &[usize], holes: &[AddrRange]) -> (Plan, Vec<usize>) {
+/// Takes `holes` out of the extent: they are neither resident nor zero.
+fn without(extent: Extent, offsets: &[usize], holes: &[AddrRange]) -> (Extent, Vec<usize>) {
     let holes = holes.iter().copied().collect::<crate::addr::RangeSet>();
-    let mapped = plan
-        .mapped
+    let readable = extent
+        .readable
         .ranges()
         .iter()
         .flat_map(|r| holes.gaps(*r))
         .collect();
     let mut resident = Vec::new();
     let mut kept = Vec::new();
-    for (range, offset) in plan.resident.iter().zip(offsets) {
+    for (range, offset) in extent.resident.iter().zip(offsets) {
         for gap in holes.gaps(*range) {
             kept.push(offset + size(&AddrRange::new(range.start, gap.start)));
             resident.push(gap);
         }
     }
-    (Plan { mapped, resident }, kept)
+    (Extent { readable, resident }, kept)
 }
 
 #[cfg(test)]
@@ -265,17 +269,17 @@ mod tests {
             *byte = u8::try_from(index % 251).expect("small");
         }
         let start = source.as_ptr() as u64;
-        // Address 0 is never mapped: the page there is a hole.
-        let plan = Plan {
-            mapped: [range(0, 4096), range(start, start + 8 * 4096)]
+        // Address 0 is never readable: the page there is a hole.
+        let extent = Extent {
+            readable: [range(0, 4096), range(start, start + 8 * 4096)]
                 .into_iter()
                 .collect(),
             resident: vec![range(0, 4096), range(start + 4096, start + 4 * 4096)],
         };
         let pid = i32::try_from(std::process::id()).expect("a pid");
         let memory = ProcessMemory::new(pid, std::fs::File::open("/proc/self/mem").expect("mem"));
-        let buffer = CopyBuffer::faulted_in(plan.bytes()).expect("buffer");
-        let copied = CopiedMemory::copy(plan, &memory, buffer, || false);
+        let buffer = CopyBuffer::faulted_in(extent.bytes()).expect("buffer");
+        let copied = CopiedMemory::copy(extent, &memory, buffer, || false);
         let (copy, holes) = copied.expect("there is time");
         assert_eq!(holes, [range(0, 4096)]);
         let mut buf = vec![1; 4 * 4096];
@@ -293,13 +297,13 @@ mod tests {
     fn a_copy_for_which_there_is_no_time_is_none() {
         let source = vec![1_u8; 4096];
         let start = source.as_ptr() as u64;
-        let plan = Plan {
-            mapped: [range(start, start + 4096)].into_iter().collect(),
+        let extent = Extent {
+            readable: [range(start, start + 4096)].into_iter().collect(),
             resident: vec![range(start, start + 4096)],
         };
         let pid = i32::try_from(std::process::id()).expect("a pid");
         let memory = ProcessMemory::new(pid, std::fs::File::open("/proc/self/mem").expect("mem"));
-        let buffer = CopyBuffer::faulted_in(plan.bytes()).expect("buffer");
-        assert!(CopiedMemory::copy(plan, &memory, buffer, || true).is_none());
+        let buffer = CopyBuffer::faulted_in(extent.bytes()).expect("buffer");
+        assert!(CopiedMemory::copy(extent, &memory, buffer, || true).is_none());
     }
 }

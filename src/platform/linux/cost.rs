@@ -77,6 +77,7 @@ impl Costs {
             Method::Copy => Some(self.copy),
             Method::Stream => Some(self.stream),
             Method::Fork => self.fork,
+            Method::File => None,
         }
     }
 

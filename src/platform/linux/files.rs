@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -15,6 +15,7 @@ use nix::sys::stat::Mode;
 
 use super::procfs::Status;
 use crate::addr::Addr;
+use crate::platform::DiskFile;
 
 /// Names a file without opening it: no driver, pipe or lease is touched before the type is known.
 const NAME_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
@@ -69,6 +70,12 @@ impl RegularFile {
     }
 }
 
+impl From<RegularFile> for DiskFile {
+    fn from(file: RegularFile) -> Self {
+        Self::of(file.file, file.size)
+    }
+}
+
 /// The files that a target sees, and those that rleaks itself sees.
 ///
 /// It holds on to the target's root directory, so its files stay within reach when the target has
@@ -80,6 +87,8 @@ pub struct TargetFiles {
     own_root: Option<OwnedFd>,
     /// The process id that the target knows itself by, and its user.
     identity: Option<(u32, u32)>,
+    /// A path in the target, and the path here of the file that stands for it.
+    substitute: Option<(String, PathBuf)>,
 }
 
 impl TargetFiles {
@@ -96,6 +105,7 @@ impl TargetFiles {
             root,
             own_root: directory(Path::new("/")),
             identity: identity(pid),
+            substitute: None,
         }
     }
 
@@ -107,7 +117,15 @@ impl TargetFiles {
             root: directory(root),
             own_root: directory(Path::new("/")),
             identity: None,
+            substitute: None,
         }
+    }
+
+    /// These files, but for the one at `path` in the target: that is `own` here.
+    #[must_use]
+    pub fn with_substitute(mut self, path: &str, own: &Path) -> Self {
+        self.substitute = Some((path.to_owned(), own.to_owned()));
+        self
     }
 
     /// The regular file that has the absolute path `path` in the target's mount namespace.
@@ -115,6 +133,10 @@ impl TargetFiles {
     /// Symbolic links are followed, but never out of the target's root directory.
     #[must_use]
     pub fn file(&self, path: &str) -> Option<RegularFile> {
+        let substitute = self.substitute.as_ref().filter(|(of, _)| of == path);
+        if let Some((_, own)) = substitute {
+            return RegularFile::reopen(open(own, NAME_ONLY, Mode::empty()).ok()?);
+        }
         regular_file_in(self.root.as_ref()?, path)
     }
 

@@ -12,7 +12,7 @@ pub fn available_memory() -> Option<u64> {
     system_memory().into_iter().chain(cgroup_available()).min()
 }
 
-fn meminfo_available(text: &str) -> Option<u64> {
+pub(super) fn meminfo_available(text: &str) -> Option<u64> {
     let line = text
         .lines()
         .find(|line| line.starts_with("MemAvailable:"))?;

@@ -9,6 +9,8 @@ mod copy;
 mod cost;
 mod files;
 mod fork;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod job_control;
 mod landlock;
 mod limits;

@@ -5,19 +5,9 @@ use std::io;
 use super::pagemap::{PageMap, Pages};
 use super::regions::RegionUse;
 use super::shared_memory::{MemoryFiles, Unmapped};
-use crate::addr::{Addr, AddrRange, RangeSet};
-use crate::snapshot::Region;
+use crate::addr::AddrRange;
+use crate::snapshot::{Extent, Region};
 use crate::warning::Warning;
-
-/// The memory that a snapshot holds: decided from the regions and the page map at one instant.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Plan {
-    /// Regions whose memory the snapshot holds. What of them is not resident reads as zeros.
-    pub(super) mapped: RangeSet,
-    /// The pages that may hold anything but zeros, in ascending order; ranges of different
-    /// regions are not joined.
-    pub(super) resident: Vec<AddrRange>,
-}
 
 /// What a plan is made from.
 #[derive(Debug)]
@@ -31,118 +21,32 @@ pub(super) struct Source<'a> {
     pub(super) folder: &'a str,
 }
 
-impl Plan {
-    /// Decides what is read, and warns of what should be and is not.
-    pub(super) fn new(source: &Source<'_>) -> io::Result<(Self, Option<Warning>)> {
-        let mut mapped = Vec::new();
-        let mut resident = Vec::new();
-        let mut unmapped = Unmapped::default();
-        for region in source.regions {
-            let Some(pages) = wanted_pages(region, source.survey) else {
-                continue;
-            };
-            mapped.push(region.range);
-            let used = source.pagemap.pages(region.range, pages)?;
-            if region.shared {
-                unmapped.add(region, &used, source.files, source.folder);
-            }
-            resident.extend(used);
-        }
-        let (existing, warning) = unmapped.select(resident.iter().map(AddrRange::size).sum());
-        if !existing.is_empty() {
-            resident.extend(existing);
-            resident.sort_unstable();
-        }
-        let plan = Self {
-            mapped: mapped.into_iter().collect(),
-            resident,
+/// Decides what is read, and warns of what should be and is not.
+pub(super) fn plan(source: &Source<'_>) -> io::Result<(Extent, Option<Warning>)> {
+    let mut readable = Vec::new();
+    let mut resident = Vec::new();
+    let mut unmapped = Unmapped::default();
+    for region in source.regions {
+        let Some(pages) = wanted_pages(region, source.survey) else {
+            continue;
         };
-        Ok((plan, warning))
+        readable.push(region.range);
+        let used = source.pagemap.pages(region.range, pages)?;
+        if region.shared {
+            unmapped.add(region, &used, source.files, source.folder);
+        }
+        resident.extend(used);
     }
-
-    /// The plans as one: they have nothing in common.
-    pub(super) fn joined(plans: &[&Self]) -> Self {
-        let mapped = plans.iter().flat_map(|plan| plan.mapped.ranges());
-        let mut resident: Vec<_> = plans
-            .iter()
-            .flat_map(|plan| plan.resident.clone())
-            .collect();
+    let (existing, warning) = unmapped.select(resident.iter().map(AddrRange::size).sum());
+    if !existing.is_empty() {
+        resident.extend(existing);
         resident.sort_unstable();
-        Self {
-            mapped: mapped.copied().collect(),
-            resident,
-        }
     }
-
-    /// The bytes that are resident.
-    pub(super) fn bytes(&self) -> u64 {
-        // A mapping is listed once, so the sum is no more than the address space.
-        self.resident.iter().map(AddrRange::size).sum()
-    }
-
-    /// The parts of `range` that are resident, in ascending order, joined where they touch.
-    pub(super) fn resident_within(&self, range: AddrRange) -> Vec<AddrRange> {
-        let first = self.resident.partition_point(|r| r.end <= range.start);
-        let mut parts: Vec<AddrRange> = Vec::new();
-        for resident in &self.resident[first..] {
-            if resident.start >= range.end {
-                break;
-            }
-            let part = resident.intersection(&range);
-            match parts.last_mut() {
-                Some(last) if last.end == part.start => last.end = part.end,
-                _ => parts.push(part),
-            }
-        }
-        parts
-    }
-
-    /// Reads from `addr` on: resident memory through `copy` (the index of the range, the offset in
-    /// it, the bytes to fill; it returns how many it filled), other mapped memory as zeros, up to
-    /// the first byte that is not mapped.
-    pub(super) fn read(
-        &self,
-        addr: Addr,
-        buf: &mut [u8],
-        copy: impl Fn(usize, u64, &mut [u8]) -> usize,
-    ) -> usize {
-        let mut done = 0;
-        let mut next = self.resident.partition_point(|r| r.end <= addr);
-        while done < buf.len() {
-            let at = addr.saturating_add(done as u64);
-            let rest = &mut buf[done..];
-            let resident = self
-                .resident
-                .get(next)
-                .copied()
-                .unwrap_or(AddrRange::new(Addr(u64::MAX), Addr(u64::MAX)));
-            let count = if resident.contains(at) {
-                let rest = cut(rest, resident.end.0 - at.0);
-                let count = copy(next, at.0 - resident.start.0, rest);
-                next += 1;
-                if count < rest.len() {
-                    return done + count;
-                }
-                count
-            } else {
-                let mapped_end = self.mapped.containing(at).map_or(at, |r| r.end);
-                let rest = cut(rest, mapped_end.min(resident.start).0.saturating_sub(at.0));
-                rest.fill(0);
-                rest.len()
-            };
-            if count == 0 {
-                break;
-            }
-            done += count;
-        }
-        done
-    }
-}
-
-/// The first `size` bytes of `buf`, or all of it where it is shorter.
-fn cut(buf: &mut [u8], size: u64) -> &mut [u8] {
-    let size = usize::try_from(size).unwrap_or(usize::MAX).min(buf.len());
-    &mut buf[..size]
+    let extent = Extent {
+        readable: readable.into_iter().collect(),
+        resident,
+    };
+    Ok((extent, warning))
 }
 
 /// Which pages of `region` can hold references, if any.
@@ -192,6 +96,7 @@ fn is_device(region: &Region) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addr::Addr;
 
     fn range(start: u64, end: u64) -> AddrRange {
         AddrRange::new(Addr(start), Addr(end))
@@ -242,33 +147,5 @@ mod tests {
         assert_eq!(wanted_pages(&region("rwp", ""), &survey), Some(Pages::Used));
         survey[0].used = 4096;
         assert_eq!(wanted_pages(&region("p", ""), &survey), Some(Pages::Own));
-    }
-
-    #[test]
-    fn reading_crosses_from_resident_memory_to_zeros_and_stops_at_the_end_of_the_mapping() {
-        let plan = Plan {
-            mapped: [range(0x1000, 0x5000)].into_iter().collect(),
-            resident: vec![
-                range(0x1000, 0x2000),
-                range(0x2000, 0x3000),
-                range(0x4000, 0x5000),
-            ],
-        };
-        let mut buf = vec![9; 0x5000];
-        let count = plan.read(Addr(0x1800), &mut buf, |index, _, part| {
-            part.fill(u8::try_from(index + 1).expect("small"));
-            part.len()
-        });
-        assert_eq!(count, 0x3800);
-        assert_eq!([buf[0], buf[0x7ff], buf[0x800], buf[0x17ff]], [1, 1, 2, 2]);
-        assert_eq!(
-            [buf[0x1800], buf[0x27ff], buf[0x2800], buf[0x37ff]],
-            [0, 0, 3, 3]
-        );
-        assert_eq!(plan.read(Addr(0x5000), &mut buf, |_, _, _| 1), 0);
-        assert_eq!(
-            plan.resident_within(range(0x1800, 0x4800)),
-            [range(0x1800, 0x3000), range(0x4000, 0x4800)]
-        );
     }
 }

@@ -104,7 +104,7 @@ fn executable(folder: &Path) -> Option<String> {
 ///
 /// A program that renames itself (`nginx: master process …`) overwrites them with one text, filled
 /// up with zeros: empty arguments at the end are none.
-fn arguments(cmdline: &[u8]) -> Vec<String> {
+pub(super) fn arguments(cmdline: &[u8]) -> Vec<String> {
     let used = cmdline.iter().rposition(|&byte| byte != 0);
     let used = &cmdline[..used.map_or(0, |last| last + 1)];
     if used.is_empty() {
@@ -126,6 +126,11 @@ fn boot_time() -> SystemTime {
     })
 }
 
+/// The time from the start of the system to that of the process whose `stat` this is.
+pub(super) fn started(stat: &[u8]) -> Option<Duration> {
+    Stat::parse(stat).map(|stat| since_boot(stat.start_ticks))
+}
+
 fn since_boot(ticks: u64) -> Duration {
     let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten();
     let per_second = per_second
@@ -138,7 +143,7 @@ fn since_boot(ticks: u64) -> Duration {
 
 /// The fields of `/proc/PID/stat` that are used, as proc(5) numbers them.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+pub(super) struct Stat {
     name: String,
     state: ProcessState,
     parent_pid: u32,
@@ -148,7 +153,7 @@ struct Stat {
 impl Stat {
     /// Parses the line. The name is in parentheses and may hold anything, parentheses, spaces and
     /// line ends too: it goes up to the last `)`.
-    fn parse(line: &[u8]) -> Option<Self> {
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let open = line.iter().position(|&byte| byte == b'(')?;
         let close = line.iter().rposition(|&byte| byte == b')')?;
         let name = String::from_utf8_lossy(line.get(open + 1..close)?).into_owned();

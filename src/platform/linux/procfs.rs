@@ -49,7 +49,7 @@ impl Status {
         Ok(Self::parse(&String::from_utf8_lossy(&text)))
     }
 
-    fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let mut status = Self::default();
         for line in text.lines() {
             let Some((name, value)) = line.split_once(':') else {
@@ -89,7 +89,7 @@ pub(super) fn sleeping_thread(pid: u32, tid: u32) -> io::Result<Thread> {
 
 /// `232 0x5 0x7f… … 0x7ffd… 0x7f…`: number, six arguments, stack pointer, instruction; `-1` and no
 /// arguments outside system calls; `running`.
-fn parse_system_call(text: &str) -> Thread {
+pub(super) fn parse_system_call(text: &str) -> Thread {
     let mut fields = text.split_ascii_whitespace();
     let number = fields.next().and_then(|number| number.parse().ok());
     let words: Vec<u64> = fields
@@ -172,7 +172,7 @@ fn descriptors(pid: u32) -> Vec<(u32, Descriptor)> {
 }
 
 /// Decimal numbers behind `user_data:` or `user_data=`, in lines of queued and completed requests.
-fn io_uring_values(fd: u32, text: &str) -> Vec<KernelValue> {
+pub(super) fn io_uring_values(fd: u32, text: &str) -> Vec<KernelValue> {
     text.split("user_data")
         .skip(1)
         .filter_map(|rest| {
@@ -201,7 +201,7 @@ fn io_uring_warning(fd: u32) -> Warning {
 }
 
 /// Lines such as `tfd:        7 events:       19 data:     55d0c8a01234  pos:0 ino:3 sdev:8`.
-fn epoll_values(fd: u32, text: &str) -> Vec<KernelValue> {
+pub(super) fn epoll_values(fd: u32, text: &str) -> Vec<KernelValue> {
     text.lines()
         .filter(|line| line.starts_with("tfd:"))
         .filter_map(|line| {
@@ -220,7 +220,7 @@ fn epoll_values(fd: u32, text: &str) -> Vec<KernelValue> {
 }
 
 /// Lines `ID: 0` followed by `signal: 14/000055d0c8a01234`.
-fn timer_values(text: &str) -> Vec<KernelValue> {
+pub(super) fn timer_values(text: &str) -> Vec<KernelValue> {
     let mut id = "";
     let mut values = Vec::new();
     for line in text.lines() {

@@ -15,7 +15,7 @@ use super::fork::{self, ForkRefusal, Guarded, Guardian};
 use super::limits::available_memory;
 use super::obstacle_facts;
 use super::obstacles::Obstacle;
-use super::plan::{Plan, Source};
+use super::plan::{Source, plan};
 use super::priority::Hurry;
 use super::regions::RegionUse;
 use super::shared_memory::MemoryFiles;
@@ -23,7 +23,7 @@ use super::suspend::{SuspendError, Suspended};
 use super::tracer::Standstill;
 use super::view::View;
 use crate::memory::Memory;
-use crate::snapshot::{self, Method, Module, Process, Region};
+use crate::snapshot::{self, Extent, Method, Module, Process, Region};
 use crate::warning::Warning;
 
 /// What the copy may need beyond the survey's estimate: the target runs on until it is stopped.
@@ -141,14 +141,14 @@ impl Target {
         let regions = view.regions()?;
         let uses = view.region_uses()?;
         let files = MemoryFiles::of_process(self.pid);
-        let plan = Plan::new(&Source {
+        let plan = plan(&Source {
             regions: &regions,
             survey: &uses,
             pagemap: &view.pagemap,
             files: &files,
             folder: &view.folder(),
         });
-        let (plan, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
+        let (extent, _) = plan.map_err(|error| proc_error(self.pid, "pagemap", error))?;
         let mut survey = Survey {
             process: view.process(),
             threads: u32::try_from(thread_count(self.pid)).unwrap_or(u32::MAX),
@@ -157,7 +157,7 @@ impl Target {
             images: images(&regions),
             modules: snapshot::modules(&view.memory, &regions),
             view,
-            bytes: plan.bytes(),
+            bytes: extent.bytes(),
             buffer: None,
             guardian: None,
             method,
@@ -293,7 +293,7 @@ impl Survey {
         };
         let expected = match self.method {
             Method::Copy => at(SLOW_COPY),
-            Method::Stream => ANALYSIS + at(SLOW_ANALYSIS),
+            Method::Stream | Method::File => ANALYSIS + at(SLOW_ANALYSIS),
             Method::Fork => at(SLOW_FORK),
         };
         SHORTEST_LIMIT.max(expected.saturating_mul(4))
@@ -312,8 +312,8 @@ impl Survey {
     }
 
     /// What of `regions` is read, as it is now.
-    pub(super) fn plan(&self, regions: &[Region]) -> Result<Plan, CaptureError> {
-        let plan = Plan::new(&Source {
+    pub(super) fn plan(&self, regions: &[Region]) -> Result<Extent, CaptureError> {
+        let plan = plan(&Source {
             regions,
             survey: &self.uses,
             pagemap: &self.view.pagemap,

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 use super::capture_error::{CaptureError, explained, proc_error};
 use super::pagemap::PageMap;
 use super::process_memory::ProcessMemory;
+use super::processes;
 use super::procfs;
 use super::regions::{self, RegionUse};
 use super::suspend::SuspendError;
@@ -80,6 +82,11 @@ impl View {
                 .trim_end_matches(" (deleted)")
                 .to_owned(),
             command_line: arguments.split(|byte| *byte == 0).map(lossy).collect(),
+            started: processes::started(
+                &fs::read(format!("/proc/{}/stat", self.pid)).unwrap_or_default(),
+            ),
+            user: fs::metadata(path(self.pid, self.tid, "")).map_or(0, |file| file.uid()),
+            signal: None,
         }
     }
 

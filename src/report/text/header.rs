@@ -3,11 +3,15 @@
 use std::fmt;
 use std::io::{self, Write};
 
+use super::diff::By;
 use super::escape::Escaped;
 use super::options::Palette;
 use super::size::{Count, Size};
-use crate::report::{Capture, CaptureMethod, Report, StackLog, StackLogMode, Target, TargetKind};
-use crate::warning::Bias;
+use crate::report::{
+    Capture, CaptureMethod, ComparedWith, Comparison, Report, StackLog, StackLogMode, Target,
+    TargetKind,
+};
+use crate::warning::{Bias, Warning};
 
 /// Writes who the target is and how its snapshot was taken.
 pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -20,6 +24,9 @@ pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<(
     if let Some(status) = report.target.command_status {
         line(out, "Exit Status:", &status)?;
     }
+    if let Some(signal) = &report.target.signal {
+        line(out, "Signal:", &Escaped(signal))?;
+    }
     writeln!(out)?;
     line(out, "Date/Time:", &DateTime(&report.capture.taken_at))?;
     let version = Escaped(&report.rleaks_version);
@@ -27,6 +34,9 @@ pub(super) fn write_header(report: &Report, out: &mut dyn Write) -> io::Result<(
     write_capture(&report.capture, out)?;
     if report.stack_log.mode != StackLogMode::None {
         line(out, "Stack Log:", &Recorded(&report.stack_log))?;
+    }
+    if let Some(comparison) = &report.comparison {
+        line(out, "Compared With:", &With(comparison))?;
     }
     writeln!(out, "----")?;
     writeln!(out)
@@ -46,16 +56,31 @@ fn write_capture(capture: &Capture, out: &mut dyn Write) -> io::Result<()> {
     line(out, "Threads:", &capture.threads)
 }
 
-fn line(out: &mut dyn Write, name: &str, value: &dyn fmt::Display) -> io::Result<()> {
+/// Writes a line of a header.
+pub(super) fn line(out: &mut dyn Write, name: &str, value: &dyn fmt::Display) -> io::Result<()> {
     writeln!(out, "{name:<16} {value}")
 }
 
-struct ProcessName<'a>(&'a Target);
+/// The name and the pid.
+pub(super) struct ProcessName<'a>(pub(super) &'a Target);
 
 impl fmt::Display for ProcessName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", Escaped(&self.0.name))?;
         self.0.pid.map_or(Ok(()), |pid| write!(f, " [{pid}]"))
+    }
+}
+
+/// `old.json of 2026-11-22 14:03:11 UTC, by address (it is the same process)`.
+struct With<'a>(&'a Comparison);
+
+impl fmt::Display for With<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Escaped(&self.0.file))?;
+        if let Some(taken_at) = &self.0.taken_at {
+            write!(f, " of {}", DateTime(taken_at))?;
+        }
+        write!(f, ", by {}", By(self.0.by))
     }
 }
 
@@ -85,7 +110,7 @@ impl fmt::Display for Platform<'_> {
 }
 
 /// An RFC 3339 instant, as people write it: `2026-11-22 14:03:11 UTC`.
-struct DateTime<'a>(&'a str);
+pub(super) struct DateTime<'a>(pub(super) &'a str);
 
 impl fmt::Display for DateTime<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -161,23 +186,52 @@ pub(super) fn write_totals(
         out,
         "Process {process}: {nodes} malloced for {kilobytes} KB"
     )?;
-    let leaks = Count(report.summary.leaked_blocks, "leak", "leaks");
+    let leaks = match report.comparison {
+        None => Count(report.summary.leaked_blocks, "leak", "leaks"),
+        Some(_) => Count(report.summary.leaked_blocks, "new leak", "new leaks"),
+    };
     let bytes = report.summary.leaked_bytes;
     let title = palette.title;
     writeln!(
         out,
         "{title}Process {process}: {leaks} for {bytes} total leaked bytes.{title:#}"
     )?;
-    write_suppressed(report, out)
+    if let Some(comparison) = &report.comparison {
+        write_comparison(comparison, out)?;
+    }
+    write_excluded(report, out)
 }
 
-fn write_suppressed(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let blocks = report.summary.suppressed_blocks;
+/// Writes how many leaks the other report has, too, and how many only that has.
+fn write_comparison(comparison: &Comparison, out: &mut dyn Write) -> io::Result<()> {
+    let (known, lost) = match comparison.with {
+        ComparedWith::Earlier => ("old", "gone"),
+        ComparedWith::Baseline => ("known", "not found"),
+    };
+    let file = Escaped(&comparison.file);
+    let (new, old, gone) = (
+        comparison.new_blocks,
+        comparison.old_blocks,
+        comparison.gone_blocks,
+    );
+    let old_bytes = Count(comparison.old_bytes, "byte", "bytes");
+    let gone_bytes = Count(comparison.gone_bytes, "byte", "bytes");
+    writeln!(
+        out,
+        "Compared with {file}: {new} new, {old} {known} ({old_bytes}, not shown), {gone} {lost} ({gone_bytes})."
+    )
+}
+
+/// What was left out, other than by a comparison, which has a line of its own.
+fn write_excluded(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let compared = report.comparison.as_ref();
+    let (old_blocks, old_bytes) = compared.map_or((0, 0), |c| (c.old_blocks, c.old_bytes));
+    let blocks = report.summary.suppressed_blocks.saturating_sub(old_blocks);
     if blocks == 0 {
         return Ok(());
     }
     let leaks = Count(blocks, "leak", "leaks");
-    let bytes = report.summary.suppressed_bytes;
+    let bytes = report.summary.suppressed_bytes.saturating_sub(old_bytes);
     writeln!(out, "{leaks} for {bytes} bytes excluded (not shown)")
 }
 
@@ -195,12 +249,12 @@ impl fmt::Display for ProcessNumber<'_> {
 
 /// Writes what was not done, and which way it biases the result.
 pub(super) fn write_warnings(
-    report: &Report,
+    warnings: &[Warning],
     palette: &Palette,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let style = palette.warning;
-    for warning in &report.warnings {
+    for warning in warnings {
         let message = Escaped(&warning.message);
         let bias = bias_in_words(warning.bias);
         writeln!(out, "{style}warning:{style:#} {message} ({bias})")?;

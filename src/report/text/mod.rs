@@ -1,6 +1,7 @@
 //! The report as text, familiar to people who know macOS `leaks`.
 
 mod by_type;
+mod diff;
 mod escape;
 mod forest;
 mod header;
@@ -15,6 +16,7 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+pub use diff::write_diff;
 pub use options::{DEFAULT_LIMIT, Layout, Palette, TextOptions};
 pub use size::{Count, Size};
 pub use view::write;

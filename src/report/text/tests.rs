@@ -1,7 +1,9 @@
 use super::*;
+use crate::report::compare::{Diff, Earlier, LiveGroup, LiveMemory, Side};
 use crate::report::fixture::{chain, clean, leaky, wide, with_stacks, written};
 use crate::report::group::groups;
-use crate::report::{Report, json};
+use crate::report::{ComparedWith, Report, json};
+use crate::scan::LeakKind;
 
 fn text(report: &Report, options: &TextOptions) -> String {
     written(|out| write(report, options, out))
@@ -177,4 +179,92 @@ fn a_leaked_list_of_a_million_blocks_is_cut_and_needs_little_stack() {
 #[test]
 fn a_leak_that_holds_many_shows_the_largest() {
     insta::assert_snapshot!("wide", text(&wide(30), &quiet(Layout::Trees)));
+}
+
+/// A report of leaks of which an earlier one had some: a part of a tree, two of seven that are
+/// alike, and one that is gone.
+fn compared(with: ComparedWith) -> Report {
+    let mut old = with_stacks();
+    old.leaks
+        .retain(|leak| leak.kind != LeakKind::Indirect && leak.size != 40);
+    old.leaks.truncate(3);
+    (old.leaks[2].size, old.leaks[2].requested) = (4000, Some(4000));
+    old.target.pid = Some(77);
+    old.capture.taken_at = "2026-11-21T08:00:00Z".to_owned();
+    let mut new = with_stacks();
+    new.warnings.clear();
+    new.summary.suppressed_blocks = 1;
+    new.summary.suppressed_bytes = 8;
+    let earlier = Earlier {
+        file: "old\u{1b}.json".to_owned(),
+        with,
+        reports: vec![old],
+    };
+    earlier.leave_only_new(&mut new).expect("one report");
+    new
+}
+
+#[test]
+fn what_is_new_is_shown_and_the_rest_counted() {
+    let report = compared(ComparedWith::Earlier);
+    insta::assert_snapshot!("compared", text(&report, &TextOptions::default()));
+    let quiet = text(&compared(ComparedWith::Baseline), &quiet(Layout::Types));
+    let line = "11 new, 2 known (88 bytes, not shown), 1 not found (4000 bytes).\n";
+    assert!(quiet.contains(line), "{quiet}");
+    let excluded = "\n1 leak for 8 bytes excluded (not shown)\n";
+    assert!(quiet.contains(excluded), "{quiet}");
+}
+
+/// A diff of two processes with everything in it.
+fn two_processes() -> Diff {
+    let side = |mut report: Report, pid, sizes: [(u64, u64); 3]| {
+        report.target.pid = Some(pid);
+        let stacks = report.stacks.clone();
+        let live = sizes.map(|(size, blocks)| LiveGroup {
+            stack: (size > 8).then_some(7),
+            type_name: None,
+            size,
+            blocks,
+        });
+        Side {
+            source: format!("{pid}.core"),
+            live: Some(LiveMemory {
+                groups: live.to_vec(),
+                stacks,
+                modules: Vec::new(),
+            }),
+            report,
+        }
+    };
+    let mut old = with_stacks();
+    old.leaks.truncate(6);
+    let mut new = with_stacks();
+    new.leaks.remove(0);
+    let old = side(old, 77, [(8, 3), (64, 10), (4096, 1)]);
+    let new = side(new, 4242, [(8, 3), (64, 1000), (128, 1)]);
+    let mut diff = Diff::new(&old, &new);
+    diff.rleaks_version = "0.1.0".to_owned();
+    diff
+}
+
+#[test]
+fn a_diff_shows_totals_and_groups() {
+    let shown = |options: &TextOptions| written(|out| write_diff(&two_processes(), options, out));
+    insta::assert_snapshot!("diff", shown(&TextOptions::default()));
+    let limited = TextOptions {
+        limit: Some(1),
+        ..quiet(Layout::Trees)
+    };
+    let limited = shown(&limited);
+    assert!(limited.starts_with("In use:  "), "{limited}");
+    assert!(limited.contains("\n... 1 more group ("), "{limited}");
+}
+
+#[test]
+fn the_format_of_a_diff_changes_only_on_purpose() {
+    let diff = two_processes();
+    let document = written(|out| json::write_value(&diff, out));
+    let read: Diff = serde_json::from_str(&document).expect("a diff");
+    assert_eq!(read, diff);
+    insta::assert_snapshot!("diff_document", document);
 }

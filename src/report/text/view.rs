@@ -27,7 +27,7 @@ pub fn write(report: &Report, options: &TextOptions, out: &mut dyn Write) -> io:
     }
     if !report.warnings.is_empty() {
         writeln!(out)?;
-        header::write_warnings(report, &options.palette, &mut out)?;
+        header::write_warnings(&report.warnings, &options.palette, &mut out)?;
     }
     out.flush()
 }

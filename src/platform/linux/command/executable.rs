@@ -13,7 +13,7 @@ const MAX_INTERPRETER: u64 = 4096;
 
 /// An ELF executable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Executable {
+pub(in crate::platform::linux) struct Executable {
     /// `ELFCLASS64`, …
     pub(super) class: u8,
     /// `EM_X86_64`, …
@@ -27,12 +27,12 @@ pub(super) struct Executable {
 }
 
 /// Gives the bytes of a file at an offset, or `None` where it has not that many.
-pub(super) type Read<'a> = dyn Fn(u64, u64) -> Option<Vec<u8>> + 'a;
+pub(in crate::platform::linux) type Read<'a> = dyn Fn(u64, u64) -> Option<Vec<u8>> + 'a;
 
 impl Executable {
     /// Reads the headers of a file; `None` if it is no ELF file. What is cut short or makes no sense
     /// counts as not being there.
-    pub(super) fn parse(read: &Read<'_>) -> Option<Self> {
+    pub(in crate::platform::linux) fn parse(read: &Read<'_>) -> Option<Self> {
         let ident = read(0, 20)?;
         if !ident.starts_with(b"\x7fELF") {
             return None;

@@ -15,3 +15,6 @@ pub use program::{Limit, ProgramFile, RunError};
 pub use spawn::CommandLine;
 
 pub(super) use inherited::keep_statuses_of_children;
+
+#[cfg(any(test, fuzzing))]
+pub(super) use executable::Executable;

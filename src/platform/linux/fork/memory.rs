@@ -9,7 +9,8 @@ use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::Memory;
 use crate::platform::linux::copy::CopiedMemory;
 use crate::platform::linux::pagemap::PageMap;
-use crate::platform::linux::plan::{Plan, Source, overlapping};
+use crate::snapshot::Extent;
+use crate::platform::linux::plan::{Source, overlapping, plan};
 use crate::platform::linux::regions::{RegionUse, parse_smaps};
 use crate::platform::linux::shared_memory::MemoryFiles;
 use crate::snapshot::Region;
@@ -55,7 +56,7 @@ fn is_kept_apart(region: &Region, uses: &[RegionUse]) -> bool {
 
 /// The memory of a child, and copies of what it did not get.
 pub(in crate::platform::linux) struct ForkedMemory {
-    plan: Plan,
+    extent: Extent,
     apart: RangeSet,
     copied: CopiedMemory,
     child: File,
@@ -67,14 +68,14 @@ impl ForkedMemory {
     pub(in crate::platform::linux) fn new(
         child: u32,
         copied: CopiedMemory,
-        files: Plan,
+        files: Extent,
         inherited: &[Region],
         uses: &[RegionUse],
     ) -> Result<Self, ForkRefusal> {
         let open = |name| File::open(format!("/proc/{child}/{name}"));
         let failed = |error: io::Error| ForkRefusal::Guardian(error.to_string());
         let pagemap = PageMap::new(open("pagemap").map_err(failed)?);
-        let plan = Plan::new(&Source {
+        let plan = plan(&Source {
             regions: inherited,
             survey: uses,
             pagemap: &pagemap,
@@ -85,9 +86,9 @@ impl ForkedMemory {
         let (inherited, _) = plan.map_err(failed)?;
         let smaps = fs::read(format!("/proc/{child}/smaps")).map_err(failed)?;
         check_inheritance(&[&files, &inherited], &parse_smaps(&smaps))?;
-        let apart = copied.plan().mapped.clone();
+        let apart = copied.extent().readable.clone();
         Ok(Self {
-            plan: Plan::joined(&[copied.plan(), &files, &inherited]),
+            extent: Extent::joined(&[copied.extent(), &files, &inherited]),
             apart,
             copied,
             child: open("mem").map_err(failed)?,
@@ -96,7 +97,7 @@ impl ForkedMemory {
 
     /// The bytes that it holds.
     pub(in crate::platform::linux) fn bytes(&self) -> u64 {
-        self.plan.bytes()
+        self.extent.bytes()
     }
 
     fn read_child(&self, at: Addr, buf: &mut [u8]) -> usize {
@@ -116,8 +117,8 @@ impl ForkedMemory {
 
 impl Memory for ForkedMemory {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
-        self.plan.read(addr, buf, |index, offset, part| {
-            let at = self.plan.resident[index].start.saturating_add(offset);
+        self.extent.read(addr, buf, |index, offset, part| {
+            let at = self.extent.resident[index].start.saturating_add(offset);
             if self.apart.contains(at) {
                 self.copied.read(at, part)
             } else {
@@ -127,19 +128,19 @@ impl Memory for ForkedMemory {
     }
 
     fn resident(&self, range: AddrRange) -> Vec<AddrRange> {
-        self.plan.resident_within(range)
+        self.extent.resident_within(range)
     }
 }
 
 /// Makes sure that the child has what the plans expect of it: the target may have marked its memory differently
 /// since it was surveyed.
-fn check_inheritance(plans: &[&Plan], child: &[RegionUse]) -> Result<(), ForkRefusal> {
+fn check_inheritance(plans: &[&Extent], child: &[RegionUse]) -> Result<(), ForkRefusal> {
     let has = |range: &AddrRange| {
         let parts = overlapping(child, *range);
         let covered: RangeSet = parts.iter().map(|part| part.range).collect();
         covered.gaps(*range).is_empty() && !parts.iter().any(|part| part.apart)
     };
-    let mut expected = plans.iter().flat_map(|plan| plan.mapped.ranges());
+    let mut expected = plans.iter().flat_map(|plan| plan.readable.ranges());
     if expected.all(has) {
         Ok(())
     } else {
@@ -194,8 +195,8 @@ mod tests {
 
     #[test]
     fn a_child_without_a_region_or_with_an_empty_one_is_noticed() {
-        let plan = Plan {
-            mapped: [range(0x1000, 0x3000)].into_iter().collect(),
+        let plan = Extent {
+            readable: [range(0x1000, 0x3000)].into_iter().collect(),
             resident: Vec::new(),
         };
         let whole = [used(0x1000, 0x2000, false), used(0x2000, 0x4000, false)];
