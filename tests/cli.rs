@@ -136,7 +136,7 @@ fn wrong_usage_is_exit_status_2() {
             "[possible values: globals, stacks",
         ),
         (&["schema", "--json"], "unexpected argument"),
-        (&["schema", "extra"], "unexpected argument"),
+        (&["schema", "extra"], "[possible values: report, diff]"),
         (&["demo", "extra"], "unexpected argument"),
         (&["heap"], "required"),
         (&["--at-exit"], "required"),

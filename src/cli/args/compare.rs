@@ -38,8 +38,6 @@ pub(crate) struct DiffArgs {
     /// What is there now, in the same forms.
     #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) new: String,
-    #[command(flatten)]
-    pub(crate) files: FileArgs,
     /// Write the differences as JSON to standard output or, with =FILE, to a file.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
     #[arg(default_missing_value = "-", value_hint = ValueHint::FilePath)]
@@ -56,6 +54,8 @@ pub(crate) struct DiffArgs {
     /// When to use colours.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
 }
 
 impl DiffArgs {
