@@ -146,7 +146,7 @@ mod tests {
                 memory.set_word(addr, size);
             }
             let flag = previous.is_none_or(|(_, in_use)| in_use);
-            memory.set_word(addr + 8, units * 16 | u64::from(flag));
+            memory.set_word(addr + 8, (units * 16) | u64::from(flag));
             for inside in 1..units {
                 memory.set_word(addr + inside * 16 + 8, 0x21);
             }
