@@ -12,11 +12,14 @@
  * and then answers commands on stdin, one a line:
  *   gap                         "gap NANOSECONDS": the longest time between two looks at the clock since the last "gap"
  *   memcpy                      "memcpy SECONDS BYTES": a plain copy of the whole heap into warm memory
- *   fork                        "fork SECONDS": how long its own fork() takes; the child ends at once
+ *   heap                        "heap START END": the addresses of [heap]
+ *   fork                        "fork SECONDS": how long fork() takes; the child ends at once
+ *   lsan                        "lsan SECONDS": LeakSanitizer's check, where it is linked in (-DLSAN -fsanitize=leak)
  * It ends with the end of stdin. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +30,10 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifdef LSAN
+#include <sanitizer/lsan_interface.h>
+#endif
 
 enum { SMALLEST = 16, LARGEST = 512, LONGEST = 60, TEMPORARY = 4096 };
 
@@ -169,6 +176,9 @@ static uint64_t now(void)
 
 static void *spin(void *unused)
 {
+    /* Where the target runs with a real-time priority, this thread does not. */
+    struct sched_param ordinary = {0};
+    pthread_setschedparam(pthread_self(), SCHED_OTHER, &ordinary);
     for (uint64_t last = now();;) {
         uint64_t time = now();
         if (time - last > __atomic_load_n(&longest_gap, __ATOMIC_RELAXED))
@@ -179,16 +189,44 @@ static void *spin(void *unused)
 }
 
 /* All blocks are in the main arena, but for the table: that is the memory of [heap]. */
-static void copy_heap(void)
+static void find_heap(uintptr_t *start, uintptr_t *end)
 {
     char line[512];
-    uintptr_t start = 0, end = 0;
     FILE *maps = fopen("/proc/self/maps", "r");
     while (maps && fgets(line, sizeof line, maps) && !strstr(line, "[heap]"))
         ;
-    if (!maps || sscanf(line, "%lx-%lx", &start, &end) != 2)
+    if (!maps || sscanf(line, "%lx-%lx", start, end) != 2)
         exit(3);
     fclose(maps);
+}
+
+static void time_fork(void)
+{
+    uint64_t before = now();
+    pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    uint64_t after = now();
+    if (child < 0 || waitpid(child, NULL, 0) != child)
+        exit(3);
+    printf("fork %.6f\n", (double)(after - before) / 1e9);
+}
+
+static void check_leaks(void)
+{
+#ifdef LSAN
+    uint64_t before = now();
+    __lsan_do_recoverable_leak_check();
+    printf("lsan %.6f\n", (double)(now() - before) / 1e9);
+#else
+    exit(3);
+#endif
+}
+
+static void copy_heap(void)
+{
+    uintptr_t start = 0, end = 0;
+    find_heap(&start, &end);
     char *copy = mmap(NULL, end - start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (copy == MAP_FAILED)
         exit(3);
@@ -196,17 +234,6 @@ static void copy_heap(void)
     memcpy(copy, (void *)start, end - start);
     printf("memcpy %.6f %lu\n", (double)(now() - before) / 1e9, end - start);
     munmap(copy, end - start);
-}
-
-static void fork_once(void)
-{
-    uint64_t before = now();
-    pid_t child = fork();
-    if (child == 0)
-        _exit(0);
-    printf("fork %.6f\n", (double)(now() - before) / 1e9);
-    if (child < 0 || waitpid(child, NULL, 0) != child)
-        exit(3);
 }
 
 int main(int count, char **arguments)
@@ -230,7 +257,17 @@ int main(int count, char **arguments)
         else if (strcmp(line, "memcpy\n") == 0)
             copy_heap();
         else if (strcmp(line, "fork\n") == 0)
-            fork_once();
+            time_fork();
+        else if (strcmp(line, "lsan\n") == 0)
+            check_leaks();
+        else if (strcmp(line, "heap\n") == 0) {
+            uintptr_t start = 0, end = 0;
+            find_heap(&start, &end);
+            printf("heap %lu %lu\n", start, end);
+        }
     }
+#ifdef LSAN
+    _exit(0); /* without another check */
+#endif
     return 0;
 }

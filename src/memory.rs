@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{Addr, AddrRange, RangeSet};
@@ -238,19 +239,39 @@ pub struct Excerpt {
 }
 
 impl Excerpt {
-    /// Copies `ranges`, which are in ascending order, as far as they can be read.
+    /// Copies `ranges`, which are in ascending order, as far as they can be read, in parallel.
     pub fn copy(memory: &dyn Memory, ranges: impl Iterator<Item = AddrRange>) -> Self {
-        let mut excerpt = Self::default();
-        for range in ranges {
-            let start = excerpt.bytes.len();
-            let size = usize::try_from(range.size()).unwrap_or(0);
-            excerpt.bytes.resize(start + size, 0);
-            let count = memory.read(range.start, &mut excerpt.bytes[start..]);
-            excerpt.bytes.truncate(start + count);
-            let copied = AddrRange::with_size(range.start, count as u64);
-            excerpt.parts.push((copied, start));
+        let mut end = 0_usize;
+        let mut parts: Vec<(AddrRange, usize)> = ranges
+            .map(|range| {
+                let start = end;
+                end = end.saturating_add(to_size(range));
+                (range, start)
+            })
+            .collect();
+        let mut bytes = vec![0; end];
+        let mut rest = bytes.as_mut_slice();
+        let mut tasks = Vec::new();
+        for part in parts.chunks_mut(COPIED_TOGETHER) {
+            let size = part.iter().map(|(range, _)| to_size(*range)).sum();
+            let (own, others) = rest.split_at_mut(size);
+            rest = others;
+            tasks.push((part, own));
         }
-        excerpt
+        let tasks = tasks.into_par_iter();
+        tasks.for_each(|(part, bytes)| Self::copy_part(memory, part, bytes));
+        Self { parts, bytes }
+    }
+
+    /// Copies `parts` to `bytes`, one after the other, and cuts those that cannot be read to their end.
+    fn copy_part(memory: &dyn Memory, parts: &mut [(AddrRange, usize)], bytes: &mut [u8]) {
+        let mut rest = bytes;
+        for (range, _) in parts {
+            let (own, others) = rest.split_at_mut(to_size(*range));
+            rest = others;
+            let count = memory.read(range.start, own);
+            *range = AddrRange::with_size(range.start, count as u64);
+        }
     }
 
     /// What was copied, in ascending order.
@@ -258,6 +279,13 @@ impl Excerpt {
         self.parts.iter().map(|(range, _)| *range)
     }
 }
+
+fn to_size(range: AddrRange) -> usize {
+    usize::try_from(range.size()).unwrap_or(0)
+}
+
+/// Ranges of an [`Excerpt`] that one task copies.
+const COPIED_TOGETHER: usize = 1024;
 
 impl Memory for Excerpt {
     fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {

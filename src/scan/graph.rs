@@ -51,6 +51,8 @@ struct Chunk {
 /// Where each row of a chunk begins in the edges, and last the number of edges.
 #[derive(Debug)]
 enum Offsets {
+    /// Up to 65,535 references: nearly always.
+    Short(Vec<u16>),
     Narrow(Vec<u32>),
     /// More than 2³² references: a hash table of 40 GiB is enough for that.
     Wide(Vec<u64>),
@@ -182,12 +184,17 @@ impl Chunk {
 
 impl Offsets {
     fn new(offsets: Vec<u64>) -> Self {
+        let short: Result<Vec<u16>, _> = offsets.iter().map(|o| u16::try_from(*o)).collect();
+        if let Ok(short) = short {
+            return Self::Short(short);
+        }
         let narrow: Result<Vec<u32>, _> = offsets.iter().map(|o| u32::try_from(*o)).collect();
         narrow.map_or(Self::Wide(offsets), Self::Narrow)
     }
 
     fn row(&self, row: usize) -> Range<usize> {
         match self {
+            Self::Short(offsets) => offsets[row].into()..offsets[row + 1].into(),
             Self::Narrow(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
             Self::Wide(offsets) => to_usize(offsets[row])..to_usize(offsets[row + 1]),
         }
@@ -235,7 +242,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_beyond_32_bits_are_kept() {
+    fn offsets_of_every_size_are_kept() {
+        for end in [6, u64::from(u16::MAX), 1 << 16, u64::from(u32::MAX)] {
+            let offsets = Offsets::new(vec![0, 5, end]);
+            assert_eq!(offsets.row(0), 0..5);
+            assert_eq!(offsets.row(1), 5..to_usize(end));
+        }
         let offsets = Offsets::new(vec![0, 5, 1 << 32]);
         assert_eq!(offsets.row(0), 0..5);
         assert_eq!(offsets.row(1), 5..1 << 32);

@@ -21,7 +21,7 @@ pub struct TooManyBlocks(usize);
 
 /// Finds the block that an address lies in, in constant time.
 ///
-/// It takes about 1/64 of the heap's size, and never more than 20 KiB per block.
+/// It takes about 1/100 of the heap's size, and never more than 20 KiB per block.
 #[derive(Debug)]
 pub struct BlockIndex<'a> {
     blocks: &'a [Block],
@@ -56,15 +56,19 @@ struct Page {
     rank: u32,
 }
 
-/// The starts of a page.
-type Leaf = [Entry; 64];
+/// The starts of a page, in entries of 64 granules.
+#[derive(Clone, Copy, Debug)]
+struct Leaf {
+    bits: [u64; 64],
+    /// The number of starts in the entries before each one: less than 4096.
+    ranks: [u16; 64],
+}
 
-/// The starts of 64 granules.
-#[derive(Clone, Copy, Debug, Default)]
-struct Entry {
-    bits: u64,
-    /// The number of starts in the entries of the leaf before this one.
-    rank: u32,
+impl Leaf {
+    const EMPTY: Self = Self {
+        bits: [0; 64],
+        ranks: [0; 64],
+    };
 }
 
 impl<'a> BlockIndex<'a> {
@@ -118,9 +122,10 @@ impl<'a> BlockIndex<'a> {
         let cluster = self.clusters[after - 1];
         let page = (value - cluster.base) >> (self.granule + PAGE_GRANULES);
         let page = self.pages[cluster.first_page + index(page.min(cluster.pages))];
-        let entry = self.leaves[page.leaf as usize][self.entry(value)];
+        let (leaf, entry) = (&self.leaves[page.leaf as usize], self.entry(value));
         let below = u64::MAX >> (63 - self.bit(value));
-        (page.rank + entry.rank + (entry.bits & below).count_ones()).saturating_sub(1)
+        let rank = page.rank + u32::from(leaf.ranks[entry]);
+        (rank + (leaf.bits[entry] & below).count_ones()).saturating_sub(1)
     }
 
     /// Says whether `value`, which is not below the block, is in it.
@@ -170,7 +175,7 @@ impl Builder {
             granule,
             clusters: Vec::new(),
             pages: Vec::new(),
-            leaves: vec![Leaf::from([Entry::default(); 64])],
+            leaves: vec![Leaf::EMPTY],
         };
         Self { index, rank: 0 }
     }
@@ -179,7 +184,7 @@ impl Builder {
         self.enter_page(start);
         let (entry, bit) = (self.index.entry(start), self.index.bit(start));
         if let Some(leaf) = self.index.leaves.last_mut() {
-            leaf[entry].bits |= 1 << bit;
+            leaf.bits[entry] |= 1 << bit;
         }
         self.rank += 1;
     }
@@ -205,7 +210,7 @@ impl Builder {
         self.finish_leaf();
         let leaf = u32::try_from(self.index.leaves.len()).unwrap_or(u32::MAX);
         self.push_page(leaf);
-        self.index.leaves.push([Entry::default(); 64]);
+        self.index.leaves.push(Leaf::EMPTY);
     }
 
     fn push_page(&mut self, leaf: u32) {
@@ -233,10 +238,14 @@ impl Builder {
 
     /// Counts the starts before each entry of the last leaf.
     fn finish_leaf(&mut self) {
-        let mut rank = 0;
-        for entry in self.index.leaves.last_mut().into_iter().flatten() {
-            entry.rank = rank;
-            rank += entry.bits.count_ones();
+        let Some(leaf) = self.index.leaves.last_mut() else {
+            return;
+        };
+        let mut before = 0;
+        for (rank, bits) in leaf.ranks.iter_mut().zip(&leaf.bits) {
+            *rank = before;
+            // At most 64 in each of 64 entries.
+            before += u16::try_from(bits.count_ones()).unwrap_or(0);
         }
     }
 

@@ -4,7 +4,7 @@ use super::layout::{ChunkLayout, FLAGS, IS_MMAPPED, NON_MAIN_ARENA, PREV_INUSE};
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
 use crate::heap::Block;
-use crate::memory::{Memory, Width, Window};
+use crate::memory::{Width, Window};
 
 /// What may end a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,70 +56,133 @@ pub(super) struct Walk {
 }
 
 /// A chunk whose successor has not been seen: whether it is in use is written there.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Chunk {
     addr: Addr,
     size: u64,
     flags: u64,
 }
 
-impl Segment {
-    /// Walks the segment from its first chunk to its end.
-    pub(super) fn walk(&self, memory: &dyn Memory) -> Walk {
-        self.walk_through(&mut Window::new(memory))
+/// A walk on its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    walk: Walk,
+    /// The last chunk, whose successor is at `addr`.
+    previous: Option<Chunk>,
+    /// The next chunk.
+    pub(super) addr: Addr,
+    end: Option<End>,
+    pub(super) has_ended: bool,
+}
+
+impl Progress {
+    /// A walk that is about to begin.
+    pub(super) fn at(addr: Addr) -> Self {
+        let walk = Walk {
+            blocks: Vec::new(),
+            free: Vec::new(),
+            end: End::Broken(addr),
+            starts_well: false,
+            problems: Vec::new(),
+            headers: 0,
+        };
+        Self {
+            walk,
+            previous: None,
+            addr,
+            end: None,
+            has_ended: false,
+        }
     }
 
-    /// Walks the segment, and reads it through `window`.
+    pub(super) fn finish(self) -> Walk {
+        Walk {
+            end: self.end.unwrap_or(End::Broken(self.addr)),
+            ..self.walk
+        }
+    }
+}
+
+impl Segment {
+    /// Walks the segment from its first chunk to its end, and reads it through `window`.
     pub(super) fn walk_through(&self, window: &mut Window<'_>) -> Walk {
+        let mut progress = Progress::at(self.start);
+        self.advance(&mut progress, window, Addr(u64::MAX));
+        progress.finish()
+    }
+
+    /// Goes on with a walk, up to its end or to the first chunk at or above `until`.
+    pub(super) fn advance(&self, progress: &mut Progress, window: &mut Window<'_>, until: Addr) {
         // The usual layout is a constant here: a walk is compiled for it.
         match self.chunks.width {
-            Width::Four => self.walk_as(self.chunks, window),
+            Width::Four => self.advance_as(self.chunks, progress, window, until),
             Width::Eight => {
                 let chunks = ChunkLayout {
                     width: Width::Eight,
                     alignment: 16,
                 };
-                self.walk_as(chunks, window)
+                self.advance_as(chunks, progress, window, until);
             }
         }
     }
 
     #[inline(always)]
-    fn walk_as(&self, chunks: ChunkLayout, window: &mut Window<'_>) -> Walk {
+    fn advance_as(
+        &self,
+        chunks: ChunkLayout,
+        progress: &mut Progress,
+        window: &mut Window<'_>,
+        until: Addr,
+    ) {
         let segment = Self { chunks, ..*self };
-        segment.walk_chunks(window)
+        while !progress.has_ended && progress.addr < until {
+            segment.step(progress, window);
+        }
     }
 
+    /// Takes the chunk at which a walk stands.
     #[inline(always)]
-    fn walk_chunks(&self, window: &mut Window<'_>) -> Walk {
-        let mut walk = Walk {
-            blocks: Vec::new(),
-            free: Vec::new(),
-            end: End::Broken(self.start),
-            starts_well: false,
-            problems: Vec::new(),
-            headers: 0,
+    fn step(&self, progress: &mut Progress, window: &mut Window<'_>) {
+        let Some(chunk) = self.chunk_at(window, progress.addr) else {
+            progress.has_ended = true;
+            return;
         };
-        let mut previous: Option<Chunk> = None;
-        let mut addr = self.start;
-        while let Some(chunk) = self.chunk_at(window, addr) {
-            walk.headers = walk.headers.saturating_add(1);
-            match previous {
-                None => walk.starts_well = chunk.flags & PREV_INUSE != 0,
-                Some(previous) => self.settle(&mut walk, window, previous, chunk),
-            }
-            if let Some(end) = self.end_at(window, chunk) {
-                walk.end = end;
-                return walk;
-            }
-            if !self.is_chunk(chunk) {
-                break;
-            }
-            previous = Some(chunk);
-            addr = addr.saturating_add(chunk.size);
+        let walk = &mut progress.walk;
+        walk.headers = walk.headers.saturating_add(1);
+        match progress.previous {
+            None => walk.starts_well = chunk.flags & PREV_INUSE != 0,
+            Some(previous) => self.settle(walk, window, previous, chunk),
         }
-        walk.end = End::Broken(addr);
-        walk
+        if let Some(end) = self.end_at(window, chunk) {
+            progress.end = Some(end);
+            progress.has_ended = true;
+        } else if self.is_chunk(chunk) {
+            progress.previous = Some(chunk);
+            progress.addr = progress.addr.saturating_add(chunk.size);
+        } else {
+            progress.has_ended = true;
+        }
+    }
+
+    /// Joins a walk with one that began at the chunk at which it stands.
+    pub(super) fn join(&self, left: &mut Progress, window: &mut Window<'_>, right: Progress) {
+        if let (Some(previous), Some(next)) = (left.previous, self.chunk_at(window, left.addr)) {
+            self.settle(&mut left.walk, window, previous, next);
+        }
+        left.walk.blocks.extend(right.walk.blocks);
+        left.walk.free.extend(right.walk.free);
+        left.walk.problems.extend(right.walk.problems);
+        left.walk.headers = left.walk.headers.saturating_add(right.walk.headers);
+        left.previous = right.previous.or(left.previous);
+        left.addr = right.addr;
+        left.end = right.end;
+        left.has_ended = right.has_ended;
+    }
+
+    /// The size of what looks like a chunk at `addr`.
+    pub(super) fn size_at(&self, window: &mut Window<'_>, addr: Addr) -> Option<u64> {
+        let chunk = self.chunk_at(window, addr)?;
+        self.is_chunk(chunk).then_some(chunk.size)
     }
 
     #[inline]

@@ -13,6 +13,7 @@ mod layout;
 mod mapped;
 mod metadata;
 mod params;
+mod parts;
 mod problem;
 mod search;
 mod segments;
@@ -128,9 +129,7 @@ pub fn walk(snapshot: &Snapshot) -> Option<Found> {
     let mut blocks = sorted_blocks(memories, &mapped, &mut problems);
     let cached = cache::find(snapshot, &arenas, &params, chunks, &blocks);
     problems.extend(cached.problems);
-    blocks.retain(|block| {
-        !cached.free.contains(&block.start.0) && !cached.caches.contains(&block.start.0)
-    });
+    remove(&mut blocks, cached.free.iter().chain(&cached.caches));
     heap.blocks = blocks;
     heap.zones = zones;
     count_zones(&mut heap);
@@ -303,8 +302,29 @@ fn sorted_blocks(
     blocks
 }
 
+/// Removes the blocks with these `starts`: few, as a rule, so that the others are moved, not looked at.
+fn remove<'a>(blocks: &mut Vec<Block>, starts: impl Iterator<Item = &'a u64>) {
+    let find = |start: &u64| blocks.binary_search_by_key(start, |block| block.start.0);
+    let mut removed: Vec<usize> = starts.filter_map(|start| find(start).ok()).collect();
+    removed.sort_unstable();
+    removed.dedup();
+    let mut kept = removed.first().copied().unwrap_or(blocks.len());
+    let ends = removed.iter().skip(1).copied().chain([blocks.len()]);
+    for (gone, end) in removed.iter().zip(ends) {
+        let rest = gone.saturating_add(1)..end;
+        let count = rest.len();
+        blocks.copy_within(rest, kept);
+        kept = kept.saturating_add(count);
+    }
+    blocks.truncate(kept);
+}
+
 /// Drops each block that starts inside the one before: two arenas claim the same memory.
 fn drop_overlapping(blocks: &mut Vec<Block>) -> Option<Problem> {
+    let pairs = blocks.par_windows(2);
+    if !pairs.any(|pair| matches!(pair, [block, next] if next.start < block.range().end)) {
+        return None;
+    }
     let mut end = Addr(0);
     let mut first = None;
     blocks.retain(|block| {

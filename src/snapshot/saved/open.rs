@@ -209,11 +209,7 @@ mod tests {
             offset: 0,
         };
         let two = [0x1000, 0x2000].map(|start| stored(start, 0x1000));
-        for range in [
-            part(0x1000, 0x2000),
-            part(0x1000, 0x2001),
-            part(0, 1 << 47),
-        ] {
+        for range in [part(0x1000, 0x2000), part(0x1000, 0x2001), part(0, 1 << 47)] {
             beginning.images = vec![range];
             let found = images(&beginning, &two).expect("parts that are small");
             assert_eq!(found.ranges(), [part(0x1000, 0x2000)], "{range}");

@@ -9,10 +9,10 @@ use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::Memory;
 use crate::platform::linux::copy::CopiedMemory;
 use crate::platform::linux::pagemap::PageMap;
-use crate::snapshot::Extent;
 use crate::platform::linux::plan::{Source, overlapping, plan};
 use crate::platform::linux::regions::{RegionUse, parse_smaps};
 use crate::platform::linux::shared_memory::MemoryFiles;
+use crate::snapshot::Extent;
 use crate::snapshot::Region;
 
 /// What of the target's memory comes from where.
