@@ -620,7 +620,7 @@ mod tests {
             "rleaks 1 --threads 1025",
             "rleaks 1 --limit -1",
             "rleaks 1 -q -v",
-            "rleaks 1 --snapshot fork",
+            "rleaks 1 --snapshot file",
             "rleaks heap",
             "rleaks --at-exit",
             "rleaks --at-exit --",
