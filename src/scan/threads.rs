@@ -217,7 +217,7 @@ pub(super) fn claims(snapshot: &Snapshot) -> Vec<Claim> {
     claims
 }
 
-/// What of the memory of threads [`claims`] depends on.
+/// What of the memory of threads `claims` depends on.
 #[derive(Clone, Debug, Default)]
 pub struct ThreadWords {
     /// Words that are no addresses: thread ids, and where stacks are.
