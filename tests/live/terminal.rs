@@ -147,7 +147,7 @@ fn job_control_stops_and_continues_the_command() {
         let command = format!("/usr/bin/python3 -c {script:?}");
         terminal.press(&format!("{}\n", rleaks(options, &command)));
         terminal.expect("ready\r\n");
-        for (command, times) in [("fg", 1), ("bg; sleep 0.2; fg", 2)] {
+        for (command, times) in [("fg", 1), ("bg; sleep 1; fg", 2)] {
             terminal.press("\x1a");
             terminal.expect("Stopped");
             terminal.press(&format!("echo sh\"\"ell; {command}\n"));
