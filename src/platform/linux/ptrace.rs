@@ -217,7 +217,8 @@ pub(super) fn thread_area(tid: u32, index: u32) -> io::Result<u32> {
     Ok(area[1])
 }
 
-fn check(result: libc::c_long) -> io::Result<()> {
+/// Gives the error of a call that has returned -1.
+pub(super) fn check(result: libc::c_long) -> io::Result<()> {
     if result == -1 {
         return Err(io::Error::last_os_error());
     }

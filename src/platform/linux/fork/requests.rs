@@ -6,6 +6,8 @@ use std::mem::{MaybeUninit, size_of};
 
 use nix::libc;
 
+use crate::platform::linux::ptrace::check;
+
 /// What a traced thread stopped for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
@@ -146,13 +148,6 @@ pub(super) fn signal_code(tid: u32) -> io::Result<i32> {
     check(unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr()) })?;
     // SAFETY: it was zeroed, which is a value of the type, and the kernel has filled it.
     Ok(unsafe { info.assume_init() }.si_code)
-}
-
-fn check(result: libc::c_long) -> io::Result<()> {
-    if result == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
