@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 use super::images::{ImageFiles, Images, Lacking};
 use super::notes;
 use super::{CoreFile, CoreMemory, FileBytes, Machine, Part, lacks, link_map, regions, threads};
-use crate::addr::{Addr, AddrRange, RangeSet};
+use crate::addr::{Addr, RangeSet};
 use crate::memory::Memory;
-use crate::snapshot::{Capture, ContentLevel, Method, Module, Region, Snapshot, Source, modules};
+use crate::snapshot::{
+    Capture, ContentLevel, Method, Module, Process, Region, Snapshot, Source, modules,
+};
 
 const AT_ENTRY: u64 = 9;
 
@@ -50,48 +52,27 @@ impl Opened {
         let ranges: RangeSet = saved.iter().map(|part| part.range).collect();
         if core.machine == Machine::I386 {
             let writable = regions.iter().filter(|region| region.writable);
-            let writable: Vec<_> = writable
-                .flat_map(|region| in_core.resident(region.range))
-                .collect();
-            threads::find_pointers(&in_core, &writable, &mut threads);
+            let writable = writable.flat_map(|region| in_core.resident(region.range));
+            threads::find_pointers(&in_core, &writable.collect::<Vec<_>>(), &mut threads);
         }
         let entry = auxv.iter().find(|(kind, _)| *kind == AT_ENTRY);
         let entry = entry.map(|(_, entry)| Addr(*entry));
         let images = Images::find(&regions, (&in_core, &ranges), entry, opener);
 
-        let files: Vec<_> = [Arc::clone(&core.bytes)]
-            .into_iter()
-            .chain(images.files)
-            .collect();
-        let files: Arc<[Arc<dyn FileBytes>]> = files.into();
+        let files = [Arc::clone(&core.bytes)].into_iter().chain(images.files);
+        let files: Arc<[Arc<dyn FileBytes>]> = files.collect();
         let mut all: Vec<Part> = saved.iter().chain(&images.parts).copied().collect();
         all.sort_by_key(|part| part.range.start);
         let image_memory = CoreMemory::new(Arc::clone(&files), &all, &RangeSet::default());
         let modules = modules(&image_memory, &regions);
-        let kept: Vec<Part> = saved
-            .into_iter()
-            .filter(|part| holds_data(part.range, &regions, &modules))
-            .collect();
+        let kept = with_data(saved, &regions, &modules);
         let memory = CoreMemory::new(files, &kept, &unwritten(&regions, &ranges));
-        let mut process = notes::process(core);
-        let program = regions
-            .iter()
-            .find(|region| entry.is_some_and(|entry| region.range.contains(entry)));
-        process.executable = program.map_or_else(String::new, |region| region.name.clone());
         let snapshot = Snapshot {
             source: Source::Core,
             machine: core.machine,
-            process,
+            process: process(core, &regions, entry),
             width: core.machine.width(),
-            capture: Capture {
-                taken_at,
-                method: Method::File,
-                stops: 0,
-                pause: Duration::ZERO,
-                longest_pause: Duration::ZERO,
-                memory_bytes: memory.bytes(),
-                content: ContentLevel::Full,
-            },
+            capture: capture(taken_at, memory.bytes()),
             warnings: lacks::warnings(core, (&regions, &threads), &modules, &image_memory),
             regions,
             modules,
@@ -109,24 +90,49 @@ impl Opened {
     }
 }
 
-/// Says whether memory at `range` may hold references, as that of a process does which is copied: it
-/// is none that only images have, such as code and constants.
-fn holds_data(range: AddrRange, regions: &[Region], modules: &[Module]) -> bool {
-    let after = regions.partition_point(|region| region.range.start <= range.start);
-    let region = after.checked_sub(1).and_then(|index| regions.get(index));
-    let Some(region) = region.filter(|region| region.range.contains(range.start)) else {
-        // The kernel's own.
-        return false;
-    };
-    if region.writable {
-        return true;
+/// Who the process was; its executable is the file that `entry` is in.
+fn process(core: &CoreFile, regions: &[Region], entry: Option<Addr>) -> Process {
+    let mut regions = regions.iter();
+    let program = regions.find(|region| entry.is_some_and(|entry| region.range.contains(entry)));
+    Process {
+        executable: program.map_or_else(String::new, |region| region.name.clone()),
+        ..notes::process(core)
     }
+}
+
+/// What a file cost its target is not known.
+fn capture(taken_at: SystemTime, memory_bytes: u64) -> Capture {
+    Capture {
+        taken_at,
+        method: Method::File,
+        stops: 0,
+        pause: Duration::ZERO,
+        longest_pause: Duration::ZERO,
+        memory_bytes,
+        content: ContentLevel::Full,
+    }
+}
+
+/// Those of `parts` whose memory may hold references, as that of a process does which is copied: it
+/// is none that only images have, such as code and constants.
+fn with_data(mut parts: Vec<Part>, regions: &[Region], modules: &[Module]) -> Vec<Part> {
     let segments = || modules.iter().flat_map(|module| &module.segments);
-    let touches =
-        |segment: &&crate::snapshot::Segment| !segment.range.intersection(&region.range).is_empty();
-    // Memory that became read-only after relocation belongs to a segment that was to be writable.
-    segments().any(|segment| segment.writable && touches(&segment))
-        || !segments().any(|segment| touches(&segment))
+    let images: RangeSet = segments().map(|segment| segment.range).collect();
+    let variables = segments().filter(|segment| segment.writable);
+    let variables: RangeSet = variables.map(|segment| segment.range).collect();
+    let touches = |set: &RangeSet, region: &Region| set.within(region.range).next().is_some();
+    parts.retain(|part| {
+        let after = regions.partition_point(|region| region.range.start <= part.range.start);
+        let region = after.checked_sub(1).and_then(|index| regions.get(index));
+        // What is in none is the kernel's own. Memory that became read-only after relocation belongs to
+        // a segment that was to be writable.
+        region
+            .filter(|region| region.range.contains(part.range.start))
+            .is_some_and(|region| {
+                region.writable || touches(&variables, region) || !touches(&images, region)
+            })
+    });
+    parts
 }
 
 /// Writable parts of files that were never written to: they hold no reference.
