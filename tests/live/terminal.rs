@@ -14,14 +14,17 @@ struct Terminal {
 }
 
 impl Terminal {
+    /// The shell that script(1) starts is replaced by `command`: a shell that waits is in the
+    /// foreground too, and some (dash) end by the interrupt that their command has answered.
     fn start(command: &str) -> Self {
+        let command = format!("exec {command}");
         let mut child = Command::new("script")
             .args([
                 "--quiet",
                 "--return",
                 "--flush",
                 "--command",
-                command,
+                &command,
                 "/dev/null",
             ])
             .env("TERM", "dumb")
@@ -175,8 +178,8 @@ fn command_is_told_that_its_terminal_is_gone() {
             "trap 'echo gone > {}; exit' HUP; echo ready; while :; do sleep 0.02; done",
             trace.display()
         );
-        // The shell that script(1) starts is replaced, so that rleaks is the first of its session.
-        let command = format!("exec {}", rleaks(options, &format!("bash -c {script:?}")));
+        // Here rleaks is the first of its session.
+        let command = rleaks(options, &format!("bash -c {script:?}"));
         let mut terminal = Terminal::start(&command);
         terminal.expect("ready");
         drop(terminal);
