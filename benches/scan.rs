@@ -4,9 +4,9 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rleaks::addr::{Addr, AddrRange};
-use rleaks::heap::Block;
+use rleaks::heap::{Block, Blocks};
 use rleaks::memory::Memory;
-use rleaks::scan::{self, Alignment, BlockIndex, Graph, Root, RootKind, RootSource};
+use rleaks::scan::{self, Alignment, Graph, Root, RootKind, RootSource};
 
 /// Blocks of the heap, of 16 to 512 bytes: 1 M are about 150 MiB.
 const BLOCKS: usize = 1_000_000;
@@ -15,12 +15,12 @@ const BASE: u64 = 0x5555_5575_6000;
 
 fn benchmarks(criterion: &mut Criterion) {
     let heap = Heap::new();
-    let index = BlockIndex::new(&heap.blocks).expect("few blocks");
+    let blocks: Blocks = heap.blocks.iter().copied().collect();
     let extract = || {
         Graph::extract(
             &heap,
             rleaks::memory::Width::Eight,
-            &index,
+            &blocks,
             &heap.roots(),
             Alignment::Words,
             &|| false,
@@ -34,15 +34,13 @@ fn benchmarks(criterion: &mut Criterion) {
     group.sample_size(10);
     group.throughput(Throughput::Elements(BLOCKS as u64));
     group.bench_function("index", |b| {
-        b.iter(|| BlockIndex::new(black_box(&heap.blocks)).is_ok())
+        b.iter(|| black_box(&heap.blocks).iter().copied().collect::<Blocks>())
     });
     group.bench_function("extract", |b| b.iter(extract));
     group.bench_function("mark", |b| b.iter(|| scan::mark(black_box(&graph))));
     let leaked = graph.blocks() - marks.count();
     group.throughput(Throughput::Elements(leaked as u64));
-    group.bench_function("leaks", |b| {
-        b.iter(|| scan::leaks(&graph, &marks, &heap.blocks))
-    });
+    group.bench_function("leaks", |b| b.iter(|| scan::leaks(&graph, &marks, &blocks)));
     group.finish();
 }
 

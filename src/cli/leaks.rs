@@ -24,7 +24,7 @@ use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
-use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
+use crate::scan::{self, Alignment, Graph, Leak, Marks, RootKind};
 use crate::snapshot::saved::Damage;
 use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
@@ -206,8 +206,7 @@ pub(super) fn analyse(
 
 /// The leaks of a captured target, whose roots are all roots that there are.
 pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
-    let index = BlockIndex::new(&captured.heap.blocks)?;
-    let graph = extract(captured, &index, &[], Alignment::Words)?;
+    let graph = extract(captured, &[], Alignment::Words)?;
     let marks = scan::mark(&graph);
     Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
 }
@@ -219,14 +218,13 @@ fn reach(
     phases: &mut Phases,
 ) -> anyhow::Result<(Graph, Marks)> {
     phases.begin("extract references");
-    let index = BlockIndex::new(&captured.heap.blocks)?;
     let excluded: Vec<RootKind> = args.no_roots.iter().map(|class| (*class).into()).collect();
     let alignment = if args.unaligned {
         Alignment::Bytes
     } else {
         Alignment::Words
     };
-    let graph = extract(captured, &index, &excluded, alignment)?;
+    let graph = extract(captured, &excluded, alignment)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
@@ -256,7 +254,6 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
 
 fn extract(
     captured: &Captured,
-    index: &BlockIndex<'_>,
     excluded: &[RootKind],
     alignment: Alignment,
 ) -> anyhow::Result<Graph> {
@@ -272,7 +269,7 @@ fn extract(
     Ok(Graph::extract(
         &*snapshot.memory,
         snapshot.width,
-        index,
+        &heap.blocks,
         &roots,
         alignment,
         &interrupted,
@@ -282,7 +279,7 @@ fn extract(
 /// The starts of the leaked blocks, to be described when the target runs again.
 fn leak_starts(snapshot: &Snapshot, heap: &Heap, leaks: &[Leak]) -> Excerpt {
     let ranges = leaks.iter().filter_map(|leak| {
-        let mut range = heap.blocks.get(usize::try_from(leak.block).ok()?)?.range();
+        let mut range = heap.blocks.get(leak.block as usize)?.range();
         range.end = range.end.min(range.start.saturating_add(DESCRIBED_BYTES));
         Some(range)
     });
@@ -298,16 +295,14 @@ fn describe(
     leaks
         .par_iter()
         .map(|leak| {
-            let block = usize::try_from(leak.block)
-                .ok()
-                .and_then(|b| heap.blocks.get(b));
+            let block = heap.blocks.get(leak.block as usize);
             match block {
                 None => Description::default(),
                 Some(block) if !shows_content => Description {
-                    type_name: describer.type_name(block),
+                    type_name: describer.type_name(&block),
                     content: None,
                 },
-                Some(block) => describer.describe(block),
+                Some(block) => describer.describe(&block),
             }
         })
         .collect()

@@ -6,7 +6,7 @@ use rustc_hash::FxHashMap;
 use super::args::OutputArgs;
 use super::capture::Captured;
 use super::stacks;
-use crate::heap::{Block, Recorded};
+use crate::heap::{Blocks, Recorded};
 use crate::memory::Memory;
 use crate::platform::TargetFiles;
 use crate::report::compare::{LiveGroup, LiveMemory};
@@ -49,15 +49,21 @@ pub(super) fn live(
     Ok((Some(live), symbolizer.into_files()))
 }
 
-fn counts(blocks: &[Block], describer: &Describer<'_>, stacks: &[Option<u32>]) -> Counts {
-    let blocks = blocks.par_iter().enumerate();
-    let counted = blocks.fold(Counts::default, |mut counts, (index, block)| {
-        let alike = (
-            stacks.get(index).copied().flatten(),
-            describer.type_name(block),
-            block.size,
-        );
-        *counts.entry(alike).or_default() += 1;
+/// Blocks that one task counts.
+const PART: usize = 4096;
+
+fn counts(blocks: &Blocks, describer: &Describer<'_>, stacks: &[Option<u32>]) -> Counts {
+    let parts = (0..blocks.len().div_ceil(PART)).into_par_iter();
+    let counted = parts.fold(Counts::default, |mut counts, part| {
+        let numbers = part * PART..(part + 1) * PART;
+        for (number, block) in numbers.clone().zip(blocks.range(numbers)) {
+            let alike = (
+                stacks.get(number).copied().flatten(),
+                describer.type_name(&block),
+                block.size,
+            );
+            *counts.entry(alike).or_default() += 1;
+        }
         counts
     });
     counted.reduce(Counts::default, |mut all, part| {

@@ -9,8 +9,9 @@ use super::capture::Captured;
 use super::leaks;
 use super::saved;
 use crate::content::{Kept, ReducedMemory, Sources, without_content};
+use crate::heap::Blocks;
 use crate::memory::Memory;
-use crate::scan::{BlockIndex, Leak};
+use crate::scan::Leak;
 use crate::snapshot::ContentLevel;
 
 /// What is kept of a captured target, and the answer that a file must give.
@@ -40,8 +41,7 @@ impl Reduction {
     pub(super) fn reduce(&self, captured: &mut Captured) -> anyhow::Result<()> {
         let snapshot = &mut captured.snapshot;
         let width = snapshot.width;
-        let index = BlockIndex::new(&captured.heap.blocks)?;
-        let memory = self.memory(&*snapshot.memory, width, &index);
+        let memory = self.memory(&*snapshot.memory, width, &captured.heap.blocks);
         let is_kept = |value| memory.is_kept(value);
         for thread in &mut snapshot.threads {
             without_content(thread, width, is_kept);
@@ -54,14 +54,14 @@ impl Reduction {
         Ok(())
     }
 
-    /// What is left of `memory`, whose live blocks are in `index`.
+    /// What is left of `memory`, whose live blocks are `blocks`.
     pub(super) fn memory<'a>(
         &'a self,
         memory: &'a dyn Memory,
         width: crate::memory::Width,
-        index: &'a BlockIndex<'a>,
+        blocks: &'a Blocks,
     ) -> ReducedMemory<'a> {
-        ReducedMemory::new(memory, width, index, &self.kept)
+        ReducedMemory::new(memory, width, blocks, &self.kept)
     }
 
     /// Reads the file at `path` back, and compares its answer with that of `captured`.

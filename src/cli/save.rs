@@ -17,7 +17,6 @@ use crate::memory::Memory;
 use crate::platform::{NewFile, ProcessInfo, Target, Written, interrupt_flag};
 use crate::report::rfc3339;
 use crate::report::text::Size;
-use crate::scan::BlockIndex;
 use crate::snapshot::saved::{Compressed, CoreImage, WriteError, write_plain};
 use crate::snapshot::{Capture, ContentLevel, Snapshot};
 
@@ -111,11 +110,10 @@ pub(super) fn write(
     if let Some(reduction) = &reduction {
         reduction.reduce(&mut captured)?;
     }
-    let index = BlockIndex::new(&captured.heap.blocks)?;
     let whole = &*captured.snapshot.memory;
     let reduced = reduction
         .as_ref()
-        .map(|reduction| reduction.memory(whole, captured.snapshot.width, &index));
+        .map(|reduction| reduction.memory(whole, captured.snapshot.width, &captured.heap.blocks));
     let memory: &dyn Memory = match &reduced {
         Some(reduced) => reduced,
         None => whole,

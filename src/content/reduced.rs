@@ -2,31 +2,25 @@
 
 use super::kept::Kept;
 use crate::addr::{Addr, AddrRange};
-use crate::heap::Block;
+use crate::heap::{Block, Blocks};
 use crate::memory::{Memory, Width};
-use crate::scan::BlockIndex;
 
 /// Another memory, in which everything reads as zeros that is neither a reference nor kept.
 pub struct ReducedMemory<'a> {
     memory: &'a dyn Memory,
     width: Width,
-    index: &'a BlockIndex<'a>,
+    blocks: &'a Blocks,
     kept: &'a Kept,
 }
 
 impl<'a> ReducedMemory<'a> {
-    /// What is left of `memory`, whose live blocks are in `index`.
+    /// What is left of `memory`, whose live blocks are `blocks`.
     #[must_use]
-    pub fn new(
-        memory: &'a dyn Memory,
-        width: Width,
-        index: &'a BlockIndex<'a>,
-        kept: &'a Kept,
-    ) -> Self {
+    pub fn new(memory: &'a dyn Memory, width: Width, blocks: &'a Blocks, kept: &'a Kept) -> Self {
         Self {
             memory,
             width,
-            index,
+            blocks,
             kept,
         }
     }
@@ -35,7 +29,7 @@ impl<'a> ReducedMemory<'a> {
     /// leads to what is kept.
     #[must_use]
     pub fn is_kept(&self, value: u64) -> bool {
-        self.index.find(value).is_some() || self.kept.values.binary_search(&value).is_ok()
+        self.blocks.find(value).is_some() || self.kept.values.binary_search(&value).is_ok()
     }
 
     /// What is left of `bytes`, which are at `range`, whose start is aligned.
@@ -89,12 +83,8 @@ impl<'a> ReducedMemory<'a> {
     }
 
     /// The live blocks that have an address in `range`.
-    fn blocks_in(&self, range: AddrRange) -> &[Block] {
-        let blocks = self.index.blocks();
-        let first = blocks.partition_point(|block| block.range().end <= range.start);
-        let rest = blocks.get(first..).unwrap_or_default();
-        let count = rest.partition_point(|block| block.start < range.end);
-        rest.get(..count).unwrap_or_default()
+    fn blocks_in(&self, range: AddrRange) -> impl Iterator<Item = Block> + '_ {
+        self.blocks.within(range)
     }
 }
 

@@ -8,7 +8,6 @@ use crate::heap::glibc;
 use crate::heap::glibc::strategies::contents;
 use crate::heap::glibc::testing::{Built, releases};
 use crate::memory::Memory;
-use crate::scan::BlockIndex;
 use crate::snapshot::{ContentLevel, Snapshot};
 
 /// All memory of `snapshot` as it is after the reduction, page by page.
@@ -21,11 +20,11 @@ fn reduced(snapshot: &Snapshot, read: impl Fn(&dyn Memory)) -> glibc::Found {
         modules_read: &RangeSet::default(),
     };
     let kept = Kept::new(&sources, ContentLevel::None);
-    let index = BlockIndex::new(&found.heap.blocks).expect("few blocks");
+    let blocks = &found.heap.blocks;
     read(&ReducedMemory::new(
         &*snapshot.memory,
         snapshot.width,
-        &index,
+        blocks,
         &kept,
     ));
     found
@@ -94,10 +93,10 @@ proptest! {
             prop_assert!(*is == 0 || is == was, "{} {:#x} {:#x}", at, was, is);
         }
         // A word in a block that is left is a reference.
-        let index = BlockIndex::new(&found.heap.blocks).expect("few blocks");
-        let is_in_block = |at: Addr| index.find(at.0).is_some();
+        let blocks = &found.heap.blocks;
+        let is_in_block = |at: Addr| blocks.find(at.0).is_some();
         for (at, is) in left.iter().filter(|(at, is)| *is != 0 && is_in_block(*at)) {
-            let leads = index.find(*is).is_some() || !found.heap.owned.contains(*at)
+            let leads = blocks.find(*is).is_some() || !found.heap.owned.contains(*at)
                 || snapshot.module_at(Addr(*is)).is_some() || found.heap.owned.contains(Addr(*is));
             prop_assert!(leads, "{at} {is:#x}");
         }

@@ -1,9 +1,10 @@
 //! Blocks and zones: what every walker produces.
 
+use super::blocks::Blocks;
 use crate::addr::{Addr, AddrRange, RangeSet};
 
 /// One live allocation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Block {
     /// The address that the program got from its allocator.
     pub start: Addr,
@@ -35,8 +36,8 @@ pub struct Zone {
 /// All live blocks of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heap {
-    /// The live blocks in ascending order; they do not overlap.
-    pub blocks: Vec<Block>,
+    /// The live blocks.
+    pub blocks: Blocks,
     /// The zones; a zone's id is its index.
     pub zones: Vec<Zone>,
     /// Which zone owns which addresses, in ascending order and without overlaps.

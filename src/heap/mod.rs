@@ -7,6 +7,7 @@
 )]
 
 mod block;
+mod blocks;
 mod difference;
 mod embedded;
 mod exports;
@@ -16,6 +17,8 @@ mod recorded;
 mod stand_in;
 
 pub use block::{Block, Heap, Zone};
+pub use blocks::{Blocks, Iter as BlockIter};
+pub(crate) use blocks::{Candidate, Run};
 pub use embedded::{embedded_allocator, embedded_named};
 pub use exports::{Exporter, allocators, exporters, is_inside_malloc, stack_log, waits_for_a_lock};
 pub use metadata::Metadata;
@@ -63,6 +66,9 @@ pub enum HeapError {
          programs that have allocated memory"
     )]
     NotFound(String),
+    /// There are more than can be numbered.
+    #[error("the target has {0} live blocks, rleaks can number {max}: scan a smaller target", max = Blocks::MAX)]
+    TooManyBlocks(usize),
     /// What was found does not fit together.
     #[error("the heap of glibc's malloc does not fit together: {}", list(.0))]
     Inconsistent(Vec<Problem>),
@@ -115,14 +121,17 @@ pub fn walk(
         return Err(foreign(allocator, executable));
     }
     if let Some((allocator, exporter)) = in_charge.and_then(|e| Some((e.foreign?, e))) {
-        return stand_in::walk(snapshot, log, allocator, &exporter.path);
+        return numbered(stand_in::walk(snapshot, log, allocator, &exporter.path)?);
     }
     let Some(mut found) = glibc::walk(snapshot) else {
         return match in_charge {
             Some(exporter) if exporter.is_glibc && !has_heap(snapshot) => Ok(Walk::default()),
-            Some(exporter) if !exporter.is_glibc => {
-                stand_in::walk(snapshot, log, "a malloc of its own", &exporter.path)
-            }
+            Some(exporter) if !exporter.is_glibc => numbered(stand_in::walk(
+                snapshot,
+                log,
+                "a malloc of its own",
+                &exporter.path,
+            )?),
             _ if is_go(snapshot) => Err(foreign("Go's runtime", executable)),
             _ => Err(HeapError::NotFound(executable.clone())),
         };
@@ -135,11 +144,19 @@ pub fn walk(
             zone.allocator = format!("glibc {version}");
         }
     }
-    Ok(Walk {
+    numbered(Walk {
         heap: found.heap,
         problems: found.problems,
         warnings: Vec::new(),
     })
+}
+
+/// `walk`, whose blocks have numbers.
+fn numbered(walk: Walk) -> Result<Walk, HeapError> {
+    match walk.heap.blocks.len() {
+        count if count > Blocks::MAX => Err(HeapError::TooManyBlocks(count)),
+        _ => Ok(walk),
+    }
 }
 
 /// Says whether anything was ever allocated through `brk`: a program that has not may not have

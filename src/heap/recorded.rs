@@ -8,6 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::block::{Block, Heap};
+use super::blocks::{Blocks, Iter as BlockIter};
 use crate::addr::Addr;
 use crate::stacklog::{Area, LiveRecord, LogError, Records};
 
@@ -66,7 +67,7 @@ impl Recorded {
         let found: Vec<Self> = parts
             .par_iter()
             .map(|(area, range)| {
-                let blocks = heap.blocks.get(range.clone()).unwrap_or_default();
+                let blocks = heap.blocks.range(range.clone());
                 Ok(Self::compare(blocks, &records.live_in(area)?))
             })
             .collect::<Result<_, LogError>>()?;
@@ -89,7 +90,7 @@ impl Recorded {
     }
 
     /// Compares blocks with records, both in ascending order.
-    fn compare(blocks: &[Block], live: &[LiveRecord]) -> Self {
+    fn compare(blocks: BlockIter<'_>, live: &[LiveRecord]) -> Self {
         let mut found = Self::default();
         let mut live = live.iter().peekable();
         for block in blocks {
@@ -103,7 +104,7 @@ impl Recorded {
                     }
                     found.records.push(record.record);
                 }
-                None => found.add_unrecorded(block),
+                None => found.add_unrecorded(&block),
             }
         }
         live.for_each(|other| found.only_in_log.add(other.start));
@@ -116,9 +117,9 @@ impl Recorded {
     }
 
     /// Adds the blocks from where this ends up to `end`: they are in no area.
-    fn append_unrecorded(&mut self, blocks: &[Block], end: usize) {
-        let blocks = blocks.get(self.records.len()..end).unwrap_or_default();
-        blocks.iter().for_each(|block| self.add_unrecorded(block));
+    fn append_unrecorded(&mut self, blocks: &Blocks, end: usize) {
+        let blocks = blocks.range(self.records.len()..end);
+        blocks.for_each(|block| self.add_unrecorded(&block));
     }
 
     fn append(&mut self, higher: Self) {
@@ -129,10 +130,8 @@ impl Recorded {
     }
 }
 
-fn blocks_in(blocks: &[Block], area: &Area) -> Range<usize> {
-    let start = blocks.partition_point(|block| block.start < area.range.start);
-    let end = blocks.partition_point(|block| block.start < area.range.end);
-    start..end
+fn blocks_in(blocks: &Blocks, area: &Area) -> Range<usize> {
+    blocks.starting_below(area.range.start)..blocks.starting_below(area.range.end)
 }
 
 #[cfg(test)]

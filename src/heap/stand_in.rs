@@ -97,7 +97,7 @@ fn heap(blocks: Vec<Block>, allocator: &str) -> Heap {
         }],
         zone_ranges: vec![(span, 0)],
         owned: blocks.iter().map(Block::range).collect(),
-        blocks,
+        blocks: blocks.into_iter().collect(),
     }
 }
 

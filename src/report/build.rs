@@ -235,7 +235,7 @@ fn sorted_leaks(
     mut describe: impl FnMut(&scan::Leak) -> Description,
     stacks: &mut Stacks<'_>,
 ) -> Vec<Leak> {
-    let block = |leak: &scan::Leak| heap.blocks[leak.block as usize];
+    let block = |leak: &scan::Leak| heap.blocks.block(leak.block);
     let mut order: Vec<&scan::Leak> = leaks.iter().collect();
     order.sort_by_cached_key(|leak| {
         let Block { start, size } = block(leak);
@@ -252,8 +252,8 @@ fn sorted_leaks(
 }
 
 fn reported(heap: &Heap, leak: &scan::Leak, description: Description) -> Leak {
-    let start_of = |block: u32| -> Addr { heap.blocks[block as usize].start };
-    let Block { start, size } = heap.blocks[leak.block as usize];
+    let start_of = |block: u32| -> Addr { heap.blocks.block(block).start };
+    let Block { start, size } = heap.blocks.block(leak.block);
     let (content_length, content) = description
         .content
         .map(|content| (content.length, content.text))

@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use super::graph::{Alignment, Interrupted};
-use super::index::BlockIndex;
 use super::root::{Root, RootSource};
 use super::window::{Reader, WINDOW, Window, widened};
 use crate::addr::{Addr, AddrRange};
+use crate::heap::{Blocks, Candidate};
 use crate::memory::{Memory, Width};
 
 /// The bytes of blocks in a piece. Large rows are cut at multiples of it.
@@ -20,7 +20,7 @@ const GAP: u64 = 4096;
 /// What an extraction is of.
 pub(super) struct Source<'a> {
     pub(super) memory: &'a dyn Memory,
-    pub(super) index: &'a BlockIndex<'a>,
+    pub(super) blocks: &'a Blocks,
     pub(super) roots: &'a [Root],
     /// The size of a word.
     pub(super) width: Width,
@@ -53,15 +53,14 @@ pub(super) struct Found {
 impl Source<'_> {
     /// The number of rows: blocks and then roots.
     pub(super) fn rows(&self) -> usize {
-        self.index.blocks().len() + self.roots.len()
+        self.blocks.len() + self.roots.len()
     }
 
     /// The memory of a row: empty for a root whose words are not in memory.
     fn range(&self, row: usize) -> AddrRange {
-        let blocks = self.index.blocks();
-        match blocks.get(row) {
+        match self.blocks.get(row) {
             Some(block) => block.range(),
-            None => match &self.roots[row - blocks.len()].source {
+            None => match &self.roots[row - self.blocks.len()].source {
                 RootSource::Memory(range) => *range,
                 RootSource::Words(_) => AddrRange::default(),
             },
@@ -70,7 +69,7 @@ impl Source<'_> {
 
     /// The words of a root that are not in memory.
     fn words(&self, row: usize) -> &[u64] {
-        match &self.roots[row - self.index.blocks().len()].source {
+        match &self.roots[row - self.blocks.len()].source {
             RootSource::Memory(_) => &[],
             RootSource::Words(words) => words,
         }
@@ -87,7 +86,7 @@ impl Source<'_> {
 
 /// Cuts `rows` into pieces, in ascending order.
 pub(super) fn plan(source: &Source<'_>, rows: Range<usize>) -> Vec<Piece> {
-    let blocks = source.index.blocks().len();
+    let blocks = source.blocks.len();
     let mut pieces = plan_blocks(source, rows.start..rows.end.min(blocks));
     for row in rows.start.max(blocks)..rows.end {
         if source.words(row).is_empty() {
@@ -103,7 +102,7 @@ fn plan_blocks(source: &Source<'_>, rows: Range<usize>) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let (mut first, mut bytes) = (rows.start, 0);
     for row in rows.clone() {
-        let size = source.range(row).size();
+        let size = source.blocks.size(row);
         if size > WINDOW || bytes + size > PIECE {
             pieces.push(Piece::Blocks(first..row));
             (first, bytes) = (row, 0);
@@ -143,7 +142,7 @@ pub(super) fn extract(source: &Source<'_>, piece: &Piece) -> Result<Found, Inter
     let mut extractor = Extractor {
         source,
         reader: Reader::new(source.memory, source.reach()),
-        edges: Edges::new(source.index, piece),
+        edges: Edges::new(source.blocks, piece),
     };
     match piece {
         Piece::Blocks(rows) => extractor.blocks(rows.clone())?,
@@ -172,9 +171,10 @@ impl<'a> Extractor<'a> {
 
     /// The window of as many blocks, from the first of `rows`, as lie close together.
     fn run(&self, rows: Range<usize>) -> Window {
-        let blocks = &self.source.index.blocks()[rows.clone()];
-        let mut range = blocks[0].range();
-        let close = blocks.iter().take_while(|block| {
+        let mut blocks = self.source.blocks.range(rows.clone());
+        let first = blocks.next().unwrap_or_default();
+        let mut range = first.range();
+        let close = blocks.take_while(|block| {
             let next = block.range();
             let close = next.start.0.saturating_sub(range.end.0) < GAP
                 && next.end.0 - range.start.0 <= WINDOW;
@@ -183,7 +183,7 @@ impl<'a> Extractor<'a> {
             }
             close
         });
-        let count = close.count();
+        let count = 1 + close.count();
         Window {
             rows: rows.start..rows.start + count,
             range,
@@ -258,12 +258,12 @@ fn rows_in<'a>(
     window: &Window,
     range: AddrRange,
 ) -> impl Iterator<Item = (usize, AddrRange)> + 'a {
-    let blocks = source.index.blocks();
-    let before = blocks.get(window.rows.clone()).map_or(0, |rows| {
-        rows.partition_point(|b| b.range().end <= range.start)
-    });
-    (window.rows.start + before..window.rows.end)
-        .map(move |row| (row, source.range(row)))
+    let first = source.blocks.ending_after(range.start);
+    let first = first.clamp(window.rows.start, window.rows.end);
+    let blocks = source.blocks.range(first..window.rows.end);
+    let root = (window.rows.start >= source.blocks.len()).then(|| source.range(window.rows.start));
+    let rows = (first..).zip(blocks.map(|block| block.range()));
+    rows.chain(root.map(|root| (window.rows.start, root)))
         .take_while(move |(_, all)| all.start < range.end)
         .map(move |(row, all)| (row, all.intersection(&range)))
 }
@@ -280,7 +280,7 @@ fn aligned<const SIZE: usize>(start: Addr, bytes: &[u8]) -> &[[u8; SIZE]] {
 /// Words that may be references are collected first and looked up together: the misses of one
 /// lookup's loads overlap with those of the next.
 struct Edges<'a> {
-    index: &'a BlockIndex<'a>,
+    blocks: &'a Blocks,
     values: [u64; BATCH],
     /// The row of each value, from the first of the piece.
     rows: [u32; BATCH],
@@ -294,13 +294,13 @@ struct Edges<'a> {
 const BATCH: usize = 64;
 
 impl<'a> Edges<'a> {
-    fn new(index: &'a BlockIndex<'a>, piece: &Piece) -> Self {
+    fn new(blocks: &'a Blocks, piece: &Piece) -> Self {
         let rows = match piece {
             Piece::Blocks(rows) => rows.clone(),
             Piece::Part { row, .. } | Piece::Words { row } => *row..row + 1,
         };
         Self {
-            index,
+            blocks,
             values: [0; BATCH],
             rows: [0; BATCH],
             taken: 0,
@@ -327,12 +327,12 @@ impl<'a> Edges<'a> {
     /// processor cannot foresee.
     #[inline]
     fn take(&mut self, row: u32, words: impl Iterator<Item = u64>) {
-        let index = self.index;
+        let blocks = self.blocks;
         let mut taken = self.taken;
         for word in words {
             self.values[taken % BATCH] = word;
             self.rows[taken % BATCH] = row;
-            taken += usize::from(index.may_find(word));
+            taken += usize::from(blocks.may_find(word));
             if taken == BATCH {
                 self.flush(taken);
                 taken = 0;
@@ -346,15 +346,15 @@ impl<'a> Edges<'a> {
     fn flush(&mut self, taken: usize) {
         let values = &self.values[..taken];
         // Two short loops: more loads that miss are under way at once than in a long one.
-        let mut targets = [0; BATCH];
+        let mut targets = [Candidate::default(); BATCH];
         for (target, value) in targets.iter_mut().zip(values) {
-            *target = self.index.candidate(*value);
+            *target = self.blocks.candidate(*value);
         }
         for ((target, value), row) in targets.iter().zip(values).zip(&self.rows) {
-            let edge = Some((*row, *target));
-            if self.index.holds(*target, *value) && self.last != edge {
+            let edge = Some((*row, target.block));
+            if self.blocks.holds(*target, *value) && self.last != edge {
                 self.last = edge;
-                self.found.edges.push(*target);
+                self.found.edges.push(target.block);
                 self.found.counts[*row as usize] += 1;
             }
         }
@@ -387,8 +387,8 @@ mod tests {
     }
 
     fn graph(memory: &RangesMemory, blocks: &[Block], roots: &[Root], at: Alignment) -> Graph {
-        let index = BlockIndex::new(blocks).expect("few blocks");
-        Graph::extract(memory, Width::Eight, &index, roots, at, &|| false)
+        let blocks = blocks.iter().copied().collect();
+        Graph::extract(memory, Width::Eight, &blocks, roots, at, &|| false)
             .expect("nothing interrupts")
     }
 
@@ -506,12 +506,12 @@ mod tests {
     #[test]
     fn an_interrupted_extraction_is_an_error() {
         let blocks = blocks(&[(0x1000, 16)]);
-        let index = BlockIndex::new(&blocks).expect("few blocks");
+        let blocks = blocks.into_iter().collect();
         let memory = RangesMemory::zeroed(&[(0x1000, 16)]);
         let graph = Graph::extract(
             &memory,
             Width::Eight,
-            &index,
+            &blocks,
             &[],
             Alignment::Words,
             &|| true,

@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::extract::{self, Found, Source};
-use super::index::BlockIndex;
 use super::root::Root;
+use crate::heap::Blocks;
 use crate::memory::{Memory, Width};
 
 /// Which positions are looked at for references.
@@ -73,14 +73,14 @@ impl Graph {
     pub fn extract(
         memory: &dyn Memory,
         width: Width,
-        index: &BlockIndex<'_>,
+        blocks: &Blocks,
         roots: &[Root],
         alignment: Alignment,
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Interrupted> {
         let source = Source {
             memory,
-            index,
+            blocks,
             roots,
             width,
             alignment,
@@ -94,13 +94,13 @@ impl Graph {
         let unreadable_bytes = chunks.iter().map(|(_, unreadable)| unreadable).sum();
         Ok(Self {
             chunks: chunks.into_iter().map(|(chunk, _)| chunk).collect(),
-            blocks: index.blocks().len(),
+            blocks: blocks.len(),
             roots: roots.len(),
             unreadable_bytes,
         })
     }
 
-    /// The number of blocks. A block's row is its index in the heap's blocks.
+    /// The number of blocks. A block's row is its number.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks

@@ -4,11 +4,11 @@ use super::components::{LeakGraph, components};
 use super::graph::Graph;
 use super::leak::{Leak, LeakKind};
 use super::mark::Marks;
-use crate::heap::Block;
+use crate::heap::Blocks;
 
 /// The leaks among `blocks`, the blocks of `graph`, in ascending order: those without a mark.
 #[must_use]
-pub fn leaks(graph: &Graph, marks: &Marks, blocks: &[Block]) -> Vec<Leak> {
+pub fn leaks(graph: &Graph, marks: &Marks, blocks: &Blocks) -> Vec<Leak> {
     let graph = LeakGraph::new(graph, marks);
     let mut leaks = classify(&graph);
     let order = plant(&graph, &mut leaks);
@@ -36,10 +36,10 @@ pub struct LeakSummary {
 
 /// Counts `leaks`, which are leaks among `blocks`.
 #[must_use]
-pub fn summarize(leaks: &[Leak], blocks: &[Block]) -> LeakSummary {
+pub fn summarize(leaks: &[Leak], blocks: &Blocks) -> LeakSummary {
     let mut summary = LeakSummary::default();
     for leak in leaks {
-        let size = blocks[leak.block as usize].size;
+        let size = blocks.size(leak.block as usize);
         summary.blocks += 1;
         summary.bytes = summary.bytes.saturating_add(size);
         match leak.kind {
@@ -134,7 +134,7 @@ fn plant(graph: &LeakGraph, leaks: &mut [Leak]) -> Vec<u32> {
 }
 
 /// Adds up what each leak holds, from the leaves of the trees to their tops.
-fn add_up(order: &[u32], leaks: &mut [Leak], blocks: &[Block]) {
+fn add_up(order: &[u32], leaks: &mut [Leak], blocks: &Blocks) {
     for leak in order.iter().rev() {
         let leak = &mut leaks[*leak as usize];
         let Some(above) = leak.tree_parent else {
@@ -143,7 +143,7 @@ fn add_up(order: &[u32], leaks: &mut [Leak], blocks: &[Block]) {
         let (mut held_blocks, mut held_bytes) = (leak.held_blocks, leak.held_bytes);
         if leak.kind == LeakKind::Indirect {
             held_blocks += 1;
-            held_bytes = held_bytes.saturating_add(blocks[leak.block as usize].size);
+            held_bytes = held_bytes.saturating_add(blocks.size(leak.block as usize));
         } else {
             // The lowest block of a root cycle speaks for all.
             (leak.held_blocks, leak.held_bytes) = (0, 0);
@@ -163,10 +163,14 @@ mod tests {
     use super::super::testing::{self, reached_from};
     use super::*;
 
+    fn listed(ranges: &[(u64, u64)]) -> Blocks {
+        testing::blocks(ranges).into_iter().collect()
+    }
+
     /// Block `i` has 10^i bytes, so that sums tell what was added.
-    fn sized(blocks: u32) -> Vec<Block> {
+    fn sized(blocks: u32) -> Blocks {
         let ranges = (0..blocks).map(|i| (0x1000 + u64::from(i) * (1 << 20), 10_u64.pow(i)));
-        testing::blocks(&ranges.collect::<Vec<_>>())
+        listed(&ranges.collect::<Vec<_>>())
     }
 
     /// Kind, parent, tree parent, held blocks, held bytes.
@@ -286,7 +290,7 @@ mod tests {
         let edges: Vec<_> = (1..1_000_000).map(|i| (i, i - 1)).collect();
         let graph = Graph::from_edges(1_000_000, &edges, &[]);
         let ranges: Vec<_> = (1..=1_000_000).map(|i| (i * 16, 2)).collect();
-        let found = leaks(&graph, &mark(&graph), &testing::blocks(&ranges));
+        let found = leaks(&graph, &mark(&graph), &listed(&ranges));
         let last = found[999_999];
         assert_eq!(
             (last.kind, last.held_blocks, last.held_bytes),
@@ -320,7 +324,7 @@ mod tests {
         ) {
             let graph = Graph::from_edges(30, &edges, &[&roots]);
             let ranges: Vec<_> = (1..=30).map(|i| (i * 256, i)).collect();
-            let blocks = testing::blocks(&ranges);
+            let blocks = listed(&ranges);
             let found = leaks(&graph, &mark(&graph), &blocks);
             let reached = testing::reached(&graph);
             let leaked: Vec<_> = (0..30).filter(|block| !reached.contains(block)).collect();
@@ -348,7 +352,7 @@ mod tests {
         ) {
             let graph = Graph::from_edges(30, &edges, &[]);
             let ranges: Vec<_> = (1..=30).map(|i| (i * 256, i)).collect();
-            let blocks = testing::blocks(&ranges);
+            let blocks = listed(&ranges);
             let found = leaks(&graph, &mark(&graph), &blocks);
             let mut taken = std::collections::BTreeSet::new();
             for top in found.iter().filter(|leak| leak.tree_parent.is_none()) {
@@ -356,7 +360,7 @@ mod tests {
                 below.retain(|block| {
                     found[*block as usize].kind == Indirect && taken.insert(*block)
                 });
-                let bytes: u64 = below.iter().map(|block| blocks[*block as usize].size).sum();
+                let bytes: u64 = below.iter().map(|block| blocks.size(*block as usize)).sum();
                 prop_assert_eq!((top.held_blocks, top.held_bytes), (below.len() as u64, bytes));
             }
         }

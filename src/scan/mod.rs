@@ -7,7 +7,6 @@ pub mod fuzzing;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing_files;
 mod graph;
-mod index;
 mod leak;
 mod leaks;
 mod mark;
@@ -20,7 +19,6 @@ mod threads;
 mod window;
 
 pub use graph::{Alignment, Graph, Interrupted};
-pub use index::{BlockIndex, TooManyBlocks};
 pub use leak::{Leak, LeakKind};
 pub use leaks::{LeakSummary, leaks, summarize};
 pub use mark::{Marks, mark};

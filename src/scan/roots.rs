@@ -109,7 +109,7 @@ mod tests {
     use crate::heap::glibc::strategies::{contents, mutations};
     use crate::heap::glibc::testing::{Built, releases};
     use crate::heap::{Block, glibc};
-    use crate::scan::{Alignment, BlockIndex, Graph, leaks, mark};
+    use crate::scan::{Alignment, Graph, leaks, mark};
     use crate::snapshot::{Module, Segment};
     use crate::stacklog::StackLog;
     use crate::stacklog::testing::{HEADER, LogWriter};
@@ -225,15 +225,17 @@ mod tests {
         let log = StackLog::find(&snapshot, Addr(HEADER)).expect("a good log");
         let log = log.expect("a log");
         let heap = Heap {
-            blocks: vec![BLOCK],
+            blocks: std::iter::once(BLOCK).collect(),
             owned: [BLOCK.range()].into_iter().collect(),
             ..Heap::default()
         };
         let leaked = |no_roots: &RangeSet| {
             let roots = roots(&snapshot, &heap, no_roots, &[]);
-            let index = BlockIndex::new(&heap.blocks).expect("one block");
             let (memory, words) = (&*snapshot.memory, Alignment::Words);
-            let graph = Graph::extract(memory, snapshot.width, &index, &roots, words, &|| false);
+            let graph =
+                Graph::extract(memory, snapshot.width, &heap.blocks, &roots, words, &|| {
+                    false
+                });
             let graph = graph.expect("nobody interrupts");
             leaks(&graph, &mark(&graph), &heap.blocks).len()
         };

@@ -14,7 +14,7 @@ use super::layout::{ChunkLayout, PAGE, SMALL_TCACHE_BINS, TcacheLayout, tcaches}
 use super::params::Params;
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
-use crate::heap::Block;
+use crate::heap::{Block, Blocks};
 use crate::memory::{Memory, Width};
 use crate::snapshot::{Machine, Snapshot, Thread};
 
@@ -42,8 +42,8 @@ pub(super) struct Lists<'a> {
     chunks: ChunkLayout,
     /// Static TLS lies above thread pointers.
     tls_above: bool,
-    /// All blocks that look in use, sorted.
-    blocks: &'a [Block],
+    /// All blocks that look in use.
+    blocks: &'a Blocks,
     /// How many chunks a bin of a thread cache takes.
     tcache_count: u64,
     mangled: bool,
@@ -107,10 +107,7 @@ impl Lists<'_> {
     }
 
     fn block(&self, start: u64) -> Option<Block> {
-        let index = self
-            .blocks
-            .binary_search_by_key(&start, |block| block.start.0);
-        self.blocks.get(index.ok()?).copied()
+        self.blocks.starting_at(Addr(start))
     }
 
     /// The blocks of the list that starts at block `head`, all of whose chunks have a size that
@@ -201,13 +198,13 @@ impl Lists<'_> {
     }
 }
 
-/// Finds the cached blocks among `blocks`, which are sorted.
+/// Finds the cached blocks among `blocks`.
 pub(super) fn find(
     snapshot: &Snapshot,
     arenas: &[Arena],
     params: &[Params],
     chunks: ChunkLayout,
-    blocks: &[Block],
+    blocks: &Blocks,
 ) -> Cached {
     let firsts = first_blocks(arenas, params, chunks);
     let with = |mangled| {
@@ -369,18 +366,18 @@ fn words_above(memory: &dyn Memory, width: Width, pointer: Addr) -> Vec<(u64, u6
 /// threads that were killed. What holds no blocks can be told from a block of zeros only by its
 /// place, or by counts that go down.
 fn add_orphans(lists: &Lists<'_>, firsts: &FxHashSet<u64>, cached: &mut Cached) {
-    let layouts = tcaches(lists.chunks.width);
-    for block in lists.blocks {
-        let size = lists.chunk_size(*block);
-        let layout = layouts.iter().find(|layout| layout.fits(size));
-        let Some(layout) = layout.filter(|_| !cached.caches.contains(&block.start.0)) else {
-            continue;
-        };
-        if let Some(tcache) = lists.tcache(block.start, *layout)
-            && tcache.miscounts == 0
-            && (!tcache.free.is_empty() || tcache.is_fresh || firsts.contains(&block.start.0))
-        {
-            add(cached, *block, tcache);
+    for layout in tcaches(lists.chunks.width) {
+        let (smallest, largest) = layout.chunks().into_inner();
+        let word = lists.chunks.word();
+        let sizes = smallest.saturating_sub(word)..=largest.saturating_sub(word);
+        for block in lists.blocks.of_size(&sizes) {
+            if !cached.caches.contains(&block.start.0)
+                && let Some(tcache) = lists.tcache(block.start, layout)
+                && tcache.miscounts == 0
+                && (!tcache.free.is_empty() || tcache.is_fresh || firsts.contains(&block.start.0))
+            {
+                add(cached, block, tcache);
+            }
         }
     }
 }

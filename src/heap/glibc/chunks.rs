@@ -3,7 +3,7 @@
 use super::layout::{ChunkLayout, FLAGS, IS_MMAPPED, NON_MAIN_ARENA, PREV_INUSE};
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
-use crate::heap::Block;
+use crate::heap::{Block, Run};
 use crate::memory::{Width, Window};
 
 /// What may end a segment.
@@ -44,7 +44,7 @@ pub(super) enum End {
 pub(super) struct Walk {
     /// The chunks in use, as the blocks that their users see. Chunks that caches hold are among
     /// them: they look like chunks in use.
-    pub(super) blocks: Vec<Block>,
+    pub(super) blocks: Runs,
     /// The chunks that are free, and in a bin of their arena therefore.
     pub(super) free: Vec<Addr>,
     pub(super) end: End,
@@ -54,6 +54,41 @@ pub(super) struct Walk {
     /// How many headers were read.
     pub(super) headers: u64,
 }
+
+/// Blocks in ascending order, in as many runs as parts were walked.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Runs(pub(super) Vec<Run>);
+
+impl Runs {
+    #[inline]
+    fn push(&mut self, block: Block) {
+        match self.0.last_mut() {
+            Some(run) => run.push(block),
+            None => self.0.push(std::iter::once(block).collect()),
+        }
+    }
+
+    fn append(&mut self, higher: Self) {
+        self.0.extend(higher.0);
+    }
+
+    /// The end of the last block.
+    fn end(&self) -> Option<Addr> {
+        self.0.iter().rev().find_map(Run::end)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Block> + '_ {
+        self.0.iter().flat_map(Run::iter)
+    }
+}
+
+impl PartialEq for Runs {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Runs {}
 
 /// A chunk whose successor has not been seen: whether it is in use is written there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +114,7 @@ impl Progress {
     /// A walk that is about to begin.
     pub(super) fn at(addr: Addr) -> Self {
         let walk = Walk {
-            blocks: Vec::new(),
+            blocks: Runs::default(),
             free: Vec::new(),
             end: End::Broken(addr),
             starts_well: false,
@@ -169,7 +204,7 @@ impl Segment {
         if let (Some(previous), Some(next)) = (left.previous, self.chunk_at(window, left.addr)) {
             self.settle(&mut left.walk, window, previous, next);
         }
-        left.walk.blocks.extend(right.walk.blocks);
+        left.walk.blocks.append(right.walk.blocks);
         left.walk.free.extend(right.walk.free);
         left.walk.problems.extend(right.walk.problems);
         left.walk.headers = left.walk.headers.saturating_add(right.walk.headers);
@@ -278,7 +313,7 @@ impl Walk {
     pub(super) fn range(&self, start: Addr) -> AddrRange {
         let (End::Top(end) | End::Fence(end) | End::Broken(end)) = self.end;
         // Where a walk breaks off, the last block reaches a word further.
-        let last = self.blocks.last().map_or(end, |block| block.range().end);
+        let last = self.blocks.end().unwrap_or(end);
         AddrRange::new(start, end.max(last))
     }
 
@@ -340,7 +375,7 @@ mod tests {
         // The second chunk is free: the header after it says so.
         assert_eq!(starts(&walk), [0x10, 0x80, 0xd0]);
         assert_eq!(walk.free, [Addr(addrs[1])]);
-        assert_eq!(walk.blocks[1].size, 0x48);
+        assert_eq!(walk.blocks.iter().nth(1).map(|b| b.size), Some(0x48));
         assert_eq!(walk.end, End::Top(Addr(addrs[4] + 0x1000)));
         assert!(walk.starts_well && walk.problems.is_empty());
     }

@@ -4,6 +4,8 @@
 //! version string is never trusted: distributions carry layout changes back, so a layout is chosen
 //! by what validates.
 
+use std::ops::RangeInclusive;
+
 use crate::addr::Addr;
 use crate::memory::Width;
 
@@ -350,7 +352,12 @@ impl TcacheLayout {
     /// than its nominal size: a remainder below the smallest chunk is not split off, and 2.43
     /// rounds the request twice.
     pub(super) fn fits(self, size: u64) -> bool {
-        (self.chunk()..=self.chunk() + 32).contains(&size)
+        self.chunks().contains(&size)
+    }
+
+    /// The sizes of the chunks that may hold the struct.
+    pub(super) fn chunks(self) -> RangeInclusive<u64> {
+        self.chunk()..=self.chunk() + 32
     }
 }
 

@@ -4,9 +4,9 @@ use super::cache;
 use super::chunks::Segment;
 use super::layout::{ChunkLayout, FLAGS, PREV_INUSE};
 use super::mapped::MappedChunk;
-use super::{Parts, sorted_blocks};
+use super::{Parts, joined_blocks};
 use crate::addr::{Addr, AddrRange};
-use crate::heap::{Block, Metadata};
+use crate::heap::Metadata;
 use crate::memory::{Memory, Window};
 use crate::snapshot::Snapshot;
 
@@ -34,11 +34,14 @@ pub fn metadata(snapshot: &Snapshot) -> Option<Metadata> {
     for chunk in &parts.mapped {
         add_mapped(chunks, chunk, &mut found.words);
     }
-    let blocks = sorted_blocks(parts.memories, &parts.mapped, &mut Vec::new());
+    let blocks = joined_blocks(parts.memories, &parts.mapped, &mut Vec::new());
     let cached = cache::find(snapshot, &arenas, &params, chunks, &blocks);
     found.words.extend(cached.free.iter().copied().map(Addr));
-    let caches = blocks.iter().filter(|b| cached.caches.contains(&b.start.0));
-    found.structures.extend(caches.map(Block::range));
+    let caches = cached
+        .caches
+        .iter()
+        .filter_map(|start| blocks.starting_at(Addr(*start)));
+    found.structures.extend(caches.map(|cache| cache.range()));
     found
         .addresses
         .extend(cached.caches.iter().copied().map(Addr));

@@ -36,6 +36,7 @@ use params::Params;
 use segments::{ArenaMemory, Heaps, Space};
 
 use super::block::{Block, Heap, Zone};
+use super::blocks::{Blocks, Run};
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::memory::{Memory, Width};
 use crate::snapshot::Snapshot;
@@ -126,11 +127,11 @@ pub fn walk(snapshot: &Snapshot) -> Option<Found> {
         zone_ranges: zone_ranges(&memories, &mapped),
         ..Heap::default()
     };
-    let mut blocks = sorted_blocks(memories, &mapped, &mut problems);
-    let cached = cache::find(snapshot, &arenas, &params, chunks, &blocks);
+    heap.blocks = joined_blocks(memories, &mapped, &mut problems);
+    let cached = cache::find(snapshot, &arenas, &params, chunks, &heap.blocks);
     problems.extend(cached.problems);
-    remove(&mut blocks, cached.free.iter().chain(&cached.caches));
-    heap.blocks = blocks;
+    let removed = cached.free.iter().chain(&cached.caches);
+    heap.blocks.remove(removed.copied().map(Addr));
     heap.zones = zones;
     count_zones(&mut heap);
     Some(Found { heap, problems })
@@ -277,54 +278,38 @@ fn zone_ranges(memories: &[ArenaMemory], mapped: &[MappedChunk]) -> Vec<(AddrRan
     ranges
 }
 
-/// Moves the blocks of all walks and of the mmapped chunks into one sorted list.
-fn sorted_blocks(
+/// Joins the blocks of all walks and of the mmapped chunks.
+fn joined_blocks(
     memories: Vec<ArenaMemory>,
     mapped: &[MappedChunk],
     problems: &mut Vec<Problem>,
-) -> Vec<Block> {
-    let mut walks = Vec::new();
+) -> Blocks {
+    let mapped = mapped.iter().map(|chunk| chunk.block);
+    let mut runs: Vec<Run> = mapped
+        .map(|block| std::iter::once(block).collect())
+        .collect();
     for memory in memories {
         problems.extend(memory.problems);
-        walks.extend(memory.walks);
+        for walk in memory.walks {
+            problems.extend(walk.problems);
+            runs.extend(walk.blocks.0);
+        }
     }
-    let mapped = mapped.iter().map(|chunk| chunk.block).collect();
-    let mut lists: Vec<Vec<Block>> = vec![mapped];
-    for walk in walks {
-        problems.extend(walk.problems);
-        lists.push(walk.blocks);
+    runs.retain(|run| run.end().is_some());
+    runs.sort_unstable_by_key(Run::start);
+    if runs.is_sorted_by(|run, next| run.end() <= next.start()) {
+        return Blocks::joined(runs);
     }
-    lists.sort_unstable_by_key(Vec::len);
-    let mut blocks = lists.pop().unwrap_or_default();
-    blocks.extend(lists.into_iter().flatten());
-    blocks.par_sort_unstable();
-    problems.extend(drop_overlapping(&mut blocks));
+    let (blocks, first) = without_overlaps(&runs);
+    problems.extend(first.map(Problem::Overlap));
     blocks
 }
 
-/// Removes the blocks with these `starts`: few, as a rule, so that the others are moved, not looked at.
-fn remove<'a>(blocks: &mut Vec<Block>, starts: impl Iterator<Item = &'a u64>) {
-    let find = |start: &u64| blocks.binary_search_by_key(start, |block| block.start.0);
-    let mut removed: Vec<usize> = starts.filter_map(|start| find(start).ok()).collect();
-    removed.sort_unstable();
-    removed.dedup();
-    let mut kept = removed.first().copied().unwrap_or(blocks.len());
-    let ends = removed.iter().skip(1).copied().chain([blocks.len()]);
-    for (gone, end) in removed.iter().zip(ends) {
-        let rest = gone.saturating_add(1)..end;
-        let count = rest.len();
-        blocks.copy_within(rest, kept);
-        kept = kept.saturating_add(count);
-    }
-    blocks.truncate(kept);
-}
-
-/// Drops each block that starts inside the one before: two arenas claim the same memory.
-fn drop_overlapping(blocks: &mut Vec<Block>) -> Option<Problem> {
-    let pairs = blocks.par_windows(2);
-    if !pairs.any(|pair| matches!(pair, [block, next] if next.start < block.range().end)) {
-        return None;
-    }
+/// Drops each block that starts inside the one before: two arenas claim the same memory. Says which
+/// one was dropped first.
+fn without_overlaps(runs: &[Run]) -> (Blocks, Option<Addr>) {
+    let mut blocks: Vec<Block> = runs.iter().flat_map(Run::iter).collect();
+    blocks.par_sort_unstable();
     let mut end = Addr(0);
     let mut first = None;
     blocks.retain(|block| {
@@ -336,26 +321,21 @@ fn drop_overlapping(blocks: &mut Vec<Block>) -> Option<Problem> {
         }
         is_free
     });
-    first.map(Problem::Overlap)
+    (blocks.into_iter().collect(), first)
 }
 
 fn count_zones(heap: &mut Heap) {
-    let mut ranges = heap.zone_ranges.iter().peekable();
-    for block in &heap.blocks {
-        while ranges
-            .next_if(|(range, _)| range.end <= block.start)
-            .is_some()
-        {}
-        let Some((_, zone)) = ranges.peek() else {
-            return;
-        };
-        if let Some(zone) = usize::try_from(*zone)
+    for (range, zone) in &heap.zone_ranges {
+        let Some(zone) = usize::try_from(*zone)
             .ok()
             .and_then(|z| heap.zones.get_mut(z))
-        {
-            zone.blocks = zone.blocks.saturating_add(1);
-            zone.bytes = zone.bytes.saturating_add(block.size);
-        }
+        else {
+            continue;
+        };
+        let numbers =
+            heap.blocks.starting_below(range.start)..heap.blocks.starting_below(range.end);
+        zone.blocks = zone.blocks.saturating_add(numbers.len() as u64);
+        zone.bytes = zone.bytes.saturating_add(heap.blocks.bytes(numbers));
     }
 }
 

@@ -428,8 +428,9 @@ impl Patchwork {
 /// Checks what is true of each walk, however damaged the heap.
 pub(super) fn check_promises(found: &Found) {
     let heap = &found.heap;
-    for pair in heap.blocks.windows(2) {
-        assert!(pair[0].range().end <= pair[1].start, "{pair:x?}");
+    let pairs = heap.blocks.iter().zip(heap.blocks.iter().skip(1));
+    for (block, next) in pairs {
+        assert!(block.range().end <= next.start, "{block:x?} {next:x?}");
     }
     for pair in heap.zone_ranges.windows(2) {
         assert!(pair[0].0.end <= pair[1].0.start, "{pair:x?}");

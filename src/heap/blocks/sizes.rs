@@ -1,0 +1,120 @@
+//! The sizes of blocks, two bytes for nearly all of them.
+
+use std::ops::{Range, RangeInclusive};
+
+use rayon::prelude::*;
+
+/// Sizes that one task looks at.
+const PART: usize = 64 * 1024;
+
+/// Stands for a size in the other list: all that are not smaller.
+const LARGE: u16 = u16::MAX;
+
+/// Sizes in bytes, by number.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sizes {
+    small: Vec<u16>,
+    /// The sizes that [`LARGE`] stands for, with their numbers, in ascending order: at most one for
+    /// 64 KiB of blocks.
+    large: Vec<(usize, u64)>,
+}
+
+impl Sizes {
+    pub(super) fn len(&self) -> usize {
+        self.small.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.small.is_empty()
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, size: u64) {
+        let small = u16::try_from(size).unwrap_or(LARGE);
+        if small == LARGE {
+            self.large.push((self.small.len(), size));
+        }
+        self.small.push(small);
+    }
+
+    #[inline]
+    pub(super) fn get(&self, number: usize) -> u64 {
+        match self.small[number] {
+            LARGE => self.large(number),
+            size => size.into(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn large(&self, number: usize) -> u64 {
+        let found = self.large.binary_search_by_key(&number, |(n, _)| *n);
+        found.map_or(0, |found| self.large[found].1)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        (0..self.len()).map(|number| self.get(number))
+    }
+
+    /// The sum of the sizes with these numbers, which there are; the highest number where it is more.
+    pub(super) fn sum(&self, numbers: Range<usize>) -> u64 {
+        let first = self.large.partition_point(|(n, _)| *n < numbers.start);
+        let end = self.large.partition_point(|(n, _)| *n < numbers.end);
+        let large = self.large[first..end].iter();
+        // Each of them was counted as LARGE.
+        let large = large.map(|(_, size)| size - u64::from(LARGE));
+        let parts = self.small[numbers].par_chunks(PART);
+        let small: u64 = parts
+            .map(|part| part.iter().map(|size| u64::from(*size)).sum::<u64>())
+            .sum();
+        large.fold(small, u64::saturating_add)
+    }
+
+    /// The numbers of the sizes that are in `wanted`, in ascending order.
+    pub(super) fn find(&self, wanted: &RangeInclusive<u64>) -> Vec<usize> {
+        let small = |size: &u64| u16::try_from(*size).unwrap_or(LARGE);
+        let near = small(wanted.start())..=small(wanted.end());
+        let parts = self.small.par_chunks(PART).enumerate();
+        let found = parts.flat_map_iter(|(part, sizes)| {
+            let numbers = (part * PART..).zip(sizes);
+            let near = numbers.filter(|(_, size)| near.contains(size));
+            let numbers = near.map(|(number, _)| number);
+            let found = numbers.filter(|number| wanted.contains(&self.get(*number)));
+            found.collect::<Vec<_>>()
+        });
+        found.collect()
+    }
+
+    /// Room for all sizes of `parts`.
+    pub(super) fn for_all<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
+        Self {
+            small: Vec::with_capacity(parts.map(Self::len).sum()),
+            large: Vec::new(),
+        }
+    }
+
+    pub(super) fn append(&mut self, other: &Self) {
+        let before = self.len();
+        let large = other.large.iter();
+        self.large
+            .extend(large.map(|(number, size)| (number + before, *size)));
+        self.small.extend_from_slice(&other.small);
+    }
+
+    /// Removes the sizes with these numbers, which are in ascending order and differ: few, as a
+    /// rule, so that the others are moved, not looked at.
+    pub(super) fn remove(&mut self, numbers: &[usize]) {
+        self.large
+            .retain(|(number, _)| numbers.binary_search(number).is_err());
+        for (number, _) in &mut self.large {
+            *number -= numbers.partition_point(|removed| removed < number);
+        }
+        let mut kept = numbers.first().copied().unwrap_or(self.len());
+        let ends = numbers.iter().skip(1).copied().chain([self.len()]);
+        for (gone, end) in numbers.iter().zip(ends) {
+            self.small.copy_within(gone + 1..end, kept);
+            kept += end - gone - 1;
+        }
+        self.small.truncate(kept);
+    }
+}
