@@ -95,3 +95,15 @@ pub(super) fn number(leaf: &mut Leaf, page: u64, mut before: Before) {
 fn last_start(page: u64, number: u32, entry: &Entry) -> u64 {
     (page << GRANULES) + u64::from(number << 6) + u64::from(63 - entry.starts.leading_zeros())
 }
+
+/// The entries, counted through all leaves, in which the blocks start whose numbers are multiples of `step`.
+/// `leaf` is the leaf with this number.
+pub(super) fn hints(leaf: &Leaf, number: usize, step: usize) -> impl Iterator<Item = u64> + '_ {
+    let entries = (number as u64 * 64..).zip(leaf);
+    entries.flat_map(move |(number, entry)| {
+        let first = entry.rank as usize;
+        let end = first + entry.starts.count_ones() as usize;
+        let multiples = end.div_ceil(step) - first.div_ceil(step);
+        std::iter::repeat_n(number, multiples)
+    })
+}

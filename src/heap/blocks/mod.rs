@@ -23,14 +23,14 @@ pub(crate) use run::Run;
 
 use super::Block;
 use crate::addr::{Addr, AddrRange};
-use leaf::{Before, FAR, GRANULES, Leaf, Place};
+use leaf::{Before, Entry, FAR, GRANULES, Leaf, Place};
 use sizes::Sizes;
 
 /// Pages between two neighbouring starts, from which on a new cluster begins. A page of the table
 /// takes 8 bytes, so a gap costs at most 16 KiB, and a block of many TiB no more than that.
 const CLUSTER_GAP: u64 = 2048;
-/// The leaf of one in as many blocks is remembered.
-const HINT: usize = 256;
+/// The entry of one in as many blocks is remembered.
+const HINT: usize = 64;
 
 /// The live blocks of a target, in ascending order; they do not overlap, and have numbers from 0 on.
 ///
@@ -45,8 +45,8 @@ pub struct Blocks {
     leaves: Vec<Leaf>,
     /// The number of each leaf's page, counted from address 0.
     leaf_pages: Vec<u64>,
-    /// The leaf of each block whose number is a multiple of [`HINT`].
-    hints: Vec<u32>,
+    /// The entry of each block whose number is a multiple of [`HINT`], counted through all leaves.
+    hints: Vec<u64>,
     sizes: Sizes,
     /// From the start of the lowest block to the end of the highest.
     hull: AddrRange,
@@ -300,16 +300,19 @@ impl Iter<'_> {
     /// Goes to the start of the block `self.number`, which there is.
     fn seek(&mut self) {
         let Blocks { hints, leaves, .. } = self.blocks;
-        let hint = self.number / HINT;
-        let last = hints
-            .get(hint + 1)
-            .map_or(leaves.len(), |l| *l as usize + 1);
-        let first = hints[hint] as usize;
-        let near = &leaves[first..last];
-        let after = near.partition_point(|leaf| leaf[0].rank as usize <= self.number);
-        self.leaf = first + after - 1;
+        let is_behind = |entry: &Entry| entry.rank as usize <= self.number;
+        let hint = index(hints[self.number / HINT]);
+        (self.leaf, self.entry) = (hint / 64, hint % 64);
+        while leaves
+            .get(self.leaf + 1)
+            .is_some_and(|leaf| is_behind(&leaf[0]))
+        {
+            (self.leaf, self.entry) = (self.leaf + 1, 0);
+        }
         let leaf = &leaves[self.leaf];
-        self.entry = leaf.partition_point(|entry| entry.rank as usize <= self.number) - 1;
+        while leaf.get(self.entry + 1).is_some_and(is_behind) {
+            self.entry += 1;
+        }
         let entry = leaf[self.entry];
         self.bits = entry.starts;
         for _ in entry.rank as usize..self.number {
@@ -449,15 +452,13 @@ impl Blocks {
         leaves
             .zip(&befores)
             .for_each(|((leaf, page), before)| leaf::number(leaf, *page, *before));
-        self.hints.clear();
+        let leaves = self.leaves.par_iter().enumerate();
+        let hints = leaves.flat_map_iter(|(number, leaf)| leaf::hints(leaf, number, HINT));
+        self.hints = hints.collect();
         self.clusters.clear();
         self.pages.clear();
-        for ((number, before), leaf) in (0..).zip(&befores).zip(&counted) {
+        for (number, before) in (0..).zip(&befores) {
             self.add_page(number, before.rank);
-            let end = before.rank.wrapping_add(leaf.rank) as usize;
-            while self.hints.len() * HINT < end {
-                self.hints.push(number);
-            }
         }
         self.end_cluster(before.rank);
     }
