@@ -24,7 +24,7 @@ use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
-use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
+use crate::scan::{self, Alignment, BlockIndex, Filter, Graph, Leak, Marks, RootKind};
 use crate::snapshot::saved::Damage;
 use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
@@ -207,7 +207,7 @@ pub(super) fn analyse(
 /// The leaks of a captured target, whose roots are all roots that there are.
 pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
     let index = BlockIndex::new(&captured.heap.blocks)?;
-    let graph = extract(captured, &index, &[], Alignment::Words)?;
+    let graph = extract(captured, &index, &[], Alignment::Words, Filter::best())?;
     let marks = scan::mark(&graph);
     Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
 }
@@ -226,7 +226,8 @@ fn reach(
     } else {
         Alignment::Words
     };
-    let graph = extract(captured, &index, &excluded, alignment)?;
+    let filter = args.vector.unwrap_or_else(Filter::best);
+    let graph = extract(captured, &index, &excluded, alignment, filter)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
@@ -259,6 +260,7 @@ fn extract(
     index: &BlockIndex<'_>,
     excluded: &[RootKind],
     alignment: Alignment,
+    filter: Filter,
 ) -> anyhow::Result<Graph> {
     let Captured { snapshot, heap, .. } = captured;
     let log = captured.log.as_ref().map(StackLog::own_memory);
@@ -275,6 +277,7 @@ fn extract(
         index,
         &roots,
         alignment,
+        filter,
         &interrupted,
     )?)
 }

@@ -2,7 +2,7 @@
 
 use super::testing::RangesMemory;
 use super::{
-    Alignment, BlockIndex, Graph, Root, RootKind, RootSource, leaks, mark, roots, summarize,
+    Alignment, BlockIndex, Filter, Graph, Root, RootKind, RootSource, leaks, mark, roots, summarize,
 };
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::fuzzing::Input;
@@ -90,8 +90,13 @@ fn graph(
     roots: &[Root],
     alignment: Alignment,
 ) -> Graph {
-    let graph = Graph::extract(memory, width, index, roots, alignment, &|| false);
-    graph.expect("nobody interrupts")
+    let mut graphs = Filter::all().into_iter().map(|filter| {
+        let graph = Graph::extract(memory, width, index, roots, alignment, filter, &|| false);
+        graph.expect("nobody interrupts")
+    });
+    let first = graphs.next().expect("one is portable");
+    graphs.for_each(|graph| assert_eq!(graph, first));
+    first
 }
 
 /// Each block is reached or a leak, and each leak is in one tree.

@@ -4,11 +4,17 @@
 //! address is one load from the table of pages and one from a leaf, and the block is the one before
 //! that number. Nothing is searched but the handful of clusters.
 
+use std::cmp::Reverse;
+use std::iter;
+
+use crate::addr::AddrRange;
 use crate::heap::Block;
 
 /// Pages between two neighbouring starts, from which on a new cluster begins. A page of the table
 /// takes 8 bytes, so a gap costs at most 16 KiB, and a block of many TiB no more than that.
 const CLUSTER_GAP: u64 = 2048;
+/// A gap between two blocks that may have memory in it to which many words point, as modules are.
+const GAP: u64 = 1 << 20;
 /// Granules per page, as a power of two: 64 entries of 64 granules.
 const PAGE_GRANULES: u32 = 12;
 /// The largest granule, as a power of two. Allocators align blocks to 8 or 16 bytes.
@@ -133,6 +139,42 @@ impl<'a> BlockIndex<'a> {
     pub(super) fn holds(&self, block: u32, value: u64) -> bool {
         let block = self.blocks[block as usize];
         value.wrapping_sub(block.start.0) < block.size
+    }
+
+    /// At most `most` ranges that all blocks are in, in ascending order. Between them are the largest gaps that
+    /// are as large as [`GAP`].
+    pub(super) fn ranges(&self, most: usize) -> Vec<AddrRange> {
+        let Some((first, last)) = self.blocks.first().zip(self.blocks.last()) else {
+            return Vec::new();
+        };
+        let mut gaps: Vec<AddrRange> = self.gaps().collect();
+        gaps.sort_unstable_by_key(|gap| Reverse(gap.size()));
+        gaps.truncate(most - 1);
+        gaps.sort_unstable();
+        let starts = iter::once(first.start).chain(gaps.iter().map(|gap| gap.end));
+        let ends = gaps.iter().map(|gap| gap.start);
+        let ends = ends.chain(iter::once(last.range().end));
+        starts
+            .zip(ends)
+            .map(|(start, end)| AddrRange::new(start, end))
+            .collect()
+    }
+
+    /// The gaps between blocks that are as large as [`GAP`]. Each has a page without starts.
+    fn gaps(&self) -> impl Iterator<Item = AddrRange> {
+        let mut ranks: Vec<u32> = self
+            .pages
+            .iter()
+            .filter(|page| page.leaf == 0)
+            .map(|page| page.rank)
+            .collect();
+        ranks.dedup();
+        let pairs = ranks.into_iter().filter_map(|rank| {
+            let before = self.blocks.get((rank as usize).checked_sub(1)?)?;
+            let after = self.blocks.get(rank as usize)?;
+            Some(AddrRange::new(before.range().end, after.start))
+        });
+        pairs.filter(|gap| gap.size() >= GAP)
     }
 
     fn entry(&self, value: u64) -> usize {

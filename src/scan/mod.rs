@@ -2,6 +2,7 @@
 
 mod components;
 mod extract;
+mod filter;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(any(test, fuzzing))]
@@ -19,6 +20,7 @@ mod testing;
 mod threads;
 mod window;
 
+pub use filter::Filter;
 pub use graph::{Alignment, Graph, Interrupted};
 pub use index::{BlockIndex, TooManyBlocks};
 pub use leak::{Leak, LeakKind};
