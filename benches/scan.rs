@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rleaks::addr::{Addr, AddrRange};
 use rleaks::heap::{Block, Blocks};
 use rleaks::memory::Memory;
-use rleaks::scan::{self, Alignment, Graph, Root, RootKind, RootSource};
+use rleaks::scan::{self, Alignment, Filter, Graph, Root, RootKind, RootSource};
 
 /// Blocks of the heap, of 16 to 512 bytes: 1 M are about 150 MiB.
 const BLOCKS: usize = 1_000_000;
@@ -23,6 +23,7 @@ fn benchmarks(criterion: &mut Criterion) {
             &blocks,
             &heap.roots(),
             Alignment::Words,
+            Filter::best(),
             &|| false,
         )
         .expect("nothing interrupts")

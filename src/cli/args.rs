@@ -11,7 +11,7 @@ use clap_complete::Shell;
 pub(crate) use compare::{CompareArgs, DiffArgs, SchemaOf};
 
 use crate::platform::Choice;
-use crate::scan::RootKind;
+use crate::scan::{Filter, RootKind};
 use crate::snapshot::ContentLevel;
 
 const EXIT_STATUS: &str = "\
@@ -371,6 +371,18 @@ pub(crate) struct ScanArgs {
     /// Use this many threads, instead of one per processor.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// Look for references by these instructions, instead of the best that the processor has: for tests.
+    #[arg(long, value_name = "NAME", hide = true, value_parser = vector)]
+    pub(crate) vector: Option<Filter>,
+}
+
+fn vector(name: &str) -> Result<Filter, String> {
+    let all = Filter::all();
+    let found = all.iter().find(|filter| filter.name() == name);
+    found.copied().ok_or_else(|| {
+        let names: Vec<_> = all.into_iter().map(Filter::name).collect();
+        format!("this processor has {}", names.join(", "))
+    })
 }
 
 /// What to print, and where.

@@ -24,7 +24,7 @@ use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
-use crate::scan::{self, Alignment, Graph, Leak, Marks, RootKind};
+use crate::scan::{self, Alignment, Filter, Graph, Leak, Marks, RootKind};
 use crate::snapshot::saved::Damage;
 use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
@@ -206,7 +206,7 @@ pub(super) fn analyse(
 
 /// The leaks of a captured target, whose roots are all roots that there are.
 pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
-    let graph = extract(captured, &[], Alignment::Words)?;
+    let graph = extract(captured, &[], Alignment::Words, Filter::best())?;
     let marks = scan::mark(&graph);
     Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
 }
@@ -224,7 +224,8 @@ fn reach(
     } else {
         Alignment::Words
     };
-    let graph = extract(captured, &excluded, alignment)?;
+    let filter = args.vector.unwrap_or_else(Filter::best);
+    let graph = extract(captured, &excluded, alignment, filter)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
@@ -256,6 +257,7 @@ fn extract(
     captured: &Captured,
     excluded: &[RootKind],
     alignment: Alignment,
+    filter: Filter,
 ) -> anyhow::Result<Graph> {
     let Captured { snapshot, heap, .. } = captured;
     let log = captured.log.as_ref().map(StackLog::own_memory);
@@ -272,6 +274,7 @@ fn extract(
         &heap.blocks,
         &roots,
         alignment,
+        filter,
         &interrupted,
     )?)
 }

@@ -5,9 +5,10 @@
 
 use std::ops::Range;
 
+use super::filter::{BATCH, Filter, Hits, MOST_HITS, Ranges, Words};
 use super::graph::{Alignment, Interrupted};
 use super::root::{Root, RootSource};
-use super::window::{Reader, WINDOW, Window, widened};
+use super::window::{Reader, Segment, WINDOW, Window, widened};
 use crate::addr::{Addr, AddrRange};
 use crate::heap::{Blocks, Candidate};
 use crate::memory::{Memory, Width};
@@ -22,9 +23,10 @@ pub(super) struct Source<'a> {
     pub(super) memory: &'a dyn Memory,
     pub(super) blocks: &'a Blocks,
     pub(super) roots: &'a [Root],
-    /// The size of a word.
-    pub(super) width: Width,
-    pub(super) alignment: Alignment,
+    pub(super) words: Words,
+    pub(super) filter: Filter,
+    /// Values that may be references: those outside lie in no block.
+    pub(super) ranges: Ranges,
     pub(super) interrupted: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -77,9 +79,9 @@ impl Source<'_> {
 
     /// The number of bytes by which a word can reach over the end of the part it begins in.
     fn reach(&self) -> u64 {
-        match self.alignment {
+        match self.words.alignment {
             Alignment::Words => 0,
-            Alignment::Bytes => self.width.bytes() - 1,
+            Alignment::Bytes => self.words.width.bytes() - 1,
         }
     }
 }
@@ -147,7 +149,9 @@ pub(super) fn extract(source: &Source<'_>, piece: &Piece) -> Result<Found, Inter
     match piece {
         Piece::Blocks(rows) => extractor.blocks(rows.clone())?,
         Piece::Part { row, part } => extractor.part(*row, *part)?,
-        Piece::Words { row } => extractor.edges.take(0, source.words(*row).iter().copied()),
+        Piece::Words { row } => extractor
+            .edges
+            .take(*row, source.words(*row), &source.ranges),
     }
     Ok(extractor.finish())
 }
@@ -212,30 +216,16 @@ impl<'a> Extractor<'a> {
             return Err(Interrupted);
         }
         self.reader.read(window);
+        let Source { filter, words, .. } = self.source;
         for segment in self.reader.segments() {
-            for (row, part) in rows_in(self.source, window, segment.range) {
-                let row = self.edges.number(row);
-                let bytes = segment.bytes(part);
-                match (self.source.width, self.source.alignment) {
-                    (Width::Eight, Alignment::Words) => {
-                        let words = aligned::<8>(part.start, bytes);
-                        self.edges
-                            .take(row, words.iter().map(|w| u64::from_le_bytes(*w)));
-                    }
-                    (Width::Four, Alignment::Words) => {
-                        let words = aligned::<4>(part.start, bytes);
-                        let words = words.iter().map(|w| u32::from_le_bytes(*w).into());
-                        self.edges.take(row, words);
-                    }
-                    (Width::Eight, Alignment::Bytes) => {
-                        let words = bytes.array_windows();
-                        self.edges.take(row, words.map(|w| u64::from_le_bytes(*w)));
-                    }
-                    (Width::Four, Alignment::Bytes) => {
-                        let words = bytes.array_windows();
-                        self.edges
-                            .take(row, words.map(|w| u32::from_le_bytes(*w).into()));
-                    }
+            let Segment { range, bytes } = segment;
+            let mut at = words.first(range.start);
+            while at < bytes.len() {
+                at = filter.find(*words, &self.source.ranges, bytes, at, &mut self.edges.hits);
+                if window.rows.len() == 1 {
+                    self.edges.assign(window.rows.start);
+                } else {
+                    self.edges.assign_by_address(range.start, words.width);
                 }
             }
         }
@@ -247,7 +237,7 @@ impl<'a> Extractor<'a> {
     }
 
     fn finish(mut self) -> Found {
-        self.edges.flush(self.edges.taken);
+        self.edges.flush();
         self.edges.found
     }
 }
@@ -268,30 +258,21 @@ fn rows_in<'a>(
         .map(move |(row, all)| (row, all.intersection(&range)))
 }
 
-/// The words of `bytes`, which are at `start`, whose addresses are multiples of their size.
-fn aligned<const SIZE: usize>(start: Addr, bytes: &[u8]) -> &[[u8; SIZE]] {
-    let skipped = (start.0.wrapping_neg() % SIZE as u64).try_into();
-    let skipped = skipped.unwrap_or(0);
-    bytes.get(skipped..).unwrap_or_default().as_chunks().0
-}
-
 /// The references of a piece in the making.
 ///
 /// Words that may be references are collected first and looked up together: the misses of one
 /// lookup's loads overlap with those of the next.
 struct Edges<'a> {
     blocks: &'a Blocks,
-    values: [u64; BATCH],
-    /// The row of each value, from the first of the piece.
-    rows: [u32; BATCH],
-    taken: usize,
+    hits: Hits,
+    /// The row of each hit, from the first of the piece.
+    rows: [u32; MOST_HITS],
+    /// The number of hits that have a row. The others are those of the last search.
+    assigned: usize,
     /// The row and the target of the last edge.
     last: Option<(u32, u32)>,
     found: Found,
 }
-
-/// The words in a batch of lookups.
-const BATCH: usize = 64;
 
 impl<'a> Edges<'a> {
     fn new(blocks: &'a Blocks, piece: &Piece) -> Self {
@@ -301,9 +282,9 @@ impl<'a> Edges<'a> {
         };
         Self {
             blocks,
-            values: [0; BATCH],
-            rows: [0; BATCH],
-            taken: 0,
+            hits: Hits::new(),
+            rows: [0; MOST_HITS],
+            assigned: 0,
             last: None,
             found: Found {
                 first_row: rows.start,
@@ -323,30 +304,54 @@ impl<'a> Edges<'a> {
         (row - self.found.first_row) as u32
     }
 
-    /// Takes words of a row. Each is stored in any case: that is cheaper than a branch that the
-    /// processor cannot foresee.
-    #[inline]
-    fn take(&mut self, row: u32, words: impl Iterator<Item = u64>) {
-        let blocks = self.blocks;
-        let mut taken = self.taken;
-        for word in words {
-            self.values[taken % BATCH] = word;
-            self.rows[taken % BATCH] = row;
-            taken += usize::from(blocks.may_find(word));
-            if taken == BATCH {
-                self.flush(taken);
-                taken = 0;
-            }
+    /// Takes those of `values`, which are words of `row`, that are in `ranges`.
+    fn take(&mut self, row: usize, values: &[u64], ranges: &Ranges) {
+        for value in values.iter().filter(|value| ranges.contains(**value)) {
+            self.hits.push(*value);
+            self.assign(row);
         }
-        self.taken = taken;
     }
 
-    /// Looks up the first `taken` words, and adds those that are references.
+    /// Says that the last search was of `row`.
+    fn assign(&mut self, row: usize) {
+        let row = self.number(row);
+        self.rows[self.assigned..self.hits.count].fill(row);
+        self.assigned = self.hits.count;
+        self.flush_batch();
+    }
+
+    /// Says that the last search was of memory at `start`, which begins and ends in blocks of the piece. Hits
+    /// between these and across their ends are dropped.
+    ///
+    /// The block of an address is found as that of a reference is. To go along with the blocks instead would take
+    /// branches, as many as there are blocks, that the processor cannot foresee.
+    fn assign_by_address(&mut self, start: Addr, width: Width) {
+        let mut assigned = self.assigned;
+        for hit in self.assigned..self.hits.count {
+            let at = start.0 + u64::from(self.hits.positions[hit]);
+            let block = self.blocks.candidate(at);
+            self.rows[assigned] = self.number(block.block as usize);
+            self.hits.values[assigned] = self.hits.values[hit];
+            assigned += usize::from(self.blocks.holds(block, at + width.bytes() - 1));
+        }
+        self.assigned = assigned;
+        self.hits.count = assigned;
+        self.flush_batch();
+    }
+
+    /// Looks the hits up where they are enough for that.
+    fn flush_batch(&mut self) {
+        if self.assigned >= BATCH {
+            self.flush();
+        }
+    }
+
+    /// Looks the hits up, and adds those that are references.
     #[inline(never)]
-    fn flush(&mut self, taken: usize) {
-        let values = &self.values[..taken];
+    fn flush(&mut self) {
+        let values = &self.hits.values[..self.assigned];
         // Two short loops: more loads that miss are under way at once than in a long one.
-        let mut targets = [Candidate::default(); BATCH];
+        let mut targets = [Candidate::default(); MOST_HITS];
         for (target, value) in targets.iter_mut().zip(values) {
             *target = self.blocks.candidate(*value);
         }
@@ -358,6 +363,8 @@ impl<'a> Edges<'a> {
                 self.found.counts[*row as usize] += 1;
             }
         }
+        self.assigned = 0;
+        self.hits.count = 0;
     }
 }
 
@@ -388,8 +395,15 @@ mod tests {
 
     fn graph(memory: &RangesMemory, blocks: &[Block], roots: &[Root], at: Alignment) -> Graph {
         let blocks = blocks.iter().copied().collect();
-        Graph::extract(memory, Width::Eight, &blocks, roots, at, &|| false)
-            .expect("nothing interrupts")
+        let mut graphs = Filter::all().into_iter().map(|filter| {
+            Graph::extract(memory, Width::Eight, &blocks, roots, at, filter, &|| false)
+                .expect("nothing interrupts")
+        });
+        let first = graphs.next().expect("one is portable");
+        for graph in graphs {
+            assert_eq!(graph, first);
+        }
+        first
     }
 
     /// The targets of a word with each value between `from` and `to`, in a root of its own.
@@ -514,6 +528,7 @@ mod tests {
             &blocks,
             &[],
             Alignment::Words,
+            Filter::best(),
             &|| true,
         );
         assert_eq!(graph.err(), Some(Interrupted));

@@ -1,7 +1,7 @@
 //! Fuzz targets: roots and references of damaged processes.
 
 use super::testing::RangesMemory;
-use super::{Alignment, Graph, Root, RootKind, RootSource, leaks, mark, roots, summarize};
+use super::{Alignment, Filter, Graph, Root, RootKind, RootSource, leaks, mark, roots, summarize};
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::fuzzing::Input;
 use crate::heap::{self, Block, Blocks, Exporter, Heap, glibc};
@@ -93,8 +93,13 @@ fn graph(
     roots: &[Root],
     alignment: Alignment,
 ) -> Graph {
-    let graph = Graph::extract(memory, width, blocks, roots, alignment, &|| false);
-    graph.expect("nobody interrupts")
+    let mut graphs = Filter::all().into_iter().map(|filter| {
+        let graph = Graph::extract(memory, width, blocks, roots, alignment, filter, &|| false);
+        graph.expect("nobody interrupts")
+    });
+    let first = graphs.next().expect("one is portable");
+    graphs.for_each(|graph| assert_eq!(graph, first));
+    first
 }
 
 /// Each block is reached or a leak, and each leak is in one tree.

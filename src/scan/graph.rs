@@ -5,6 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::extract::{self, Found, Source};
+use super::filter::{Filter, MOST_RANGES, Ranges, Words};
 use super::root::Root;
 use crate::heap::Blocks;
 use crate::memory::{Memory, Width};
@@ -29,7 +30,7 @@ pub struct Interrupted;
 /// A reference is a word whose value lies in a block, at its start or inside it. A row holds the
 /// targets in the order of the words' addresses; a target may occur more than once, and a block
 /// that references itself is in its own row. Contents are not kept.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Graph {
     /// The rows of blocks and then those of roots, [`CHUNK`] in each chunk.
     chunks: Vec<Chunk>,
@@ -42,14 +43,14 @@ pub struct Graph {
 const CHUNK: usize = 16 * 1024;
 
 /// Some consecutive rows.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Chunk {
     offsets: Offsets,
     edges: Vec<u32>,
 }
 
 /// Where each row of a chunk begins in the edges, and last the number of edges.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 enum Offsets {
     /// Up to 65,535 references: nearly always.
     Short(Vec<u16>),
@@ -63,8 +64,8 @@ impl Graph {
     /// references.
     ///
     /// Memory that the target never touched is not read. Pages that cannot be read hold no
-    /// references: [`Graph::unreadable_bytes`] counts them. The result does not depend on the
-    /// number of threads. `interrupted` is asked for every window of at most 256 KiB, from any
+    /// references: [`Graph::unreadable_bytes`] counts them. The result depends neither on the
+    /// number of threads nor on `filter`. `interrupted` is asked for every window of at most 256 KiB, from any
     /// thread.
     ///
     /// # Errors
@@ -76,14 +77,16 @@ impl Graph {
         blocks: &Blocks,
         roots: &[Root],
         alignment: Alignment,
+        filter: Filter,
         interrupted: &(dyn Fn() -> bool + Sync),
     ) -> Result<Self, Interrupted> {
         let source = Source {
             memory,
             blocks,
             roots,
-            width,
-            alignment,
+            words: Words { width, alignment },
+            filter,
+            ranges: Ranges::new(&blocks.spans(MOST_RANGES)),
             interrupted,
         };
         let rows = source.rows();

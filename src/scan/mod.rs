@@ -2,6 +2,7 @@
 
 mod components;
 mod extract;
+mod filter;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 #[cfg(any(test, fuzzing))]
@@ -18,6 +19,7 @@ mod testing;
 mod threads;
 mod window;
 
+pub use filter::Filter;
 pub use graph::{Alignment, Graph, Interrupted};
 pub use leak::{Leak, LeakKind};
 pub use leaks::{LeakSummary, leaks, summarize};

@@ -25,15 +25,7 @@ pub(super) struct Window {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment<'a> {
     pub(super) range: AddrRange,
-    bytes: &'a [u8],
-}
-
-impl<'a> Segment<'a> {
-    /// The bytes of `part`, which is in the segment.
-    pub(super) fn bytes(&self, part: AddrRange) -> &'a [u8] {
-        let skipped = size(part.start.0 - self.range.start.0);
-        &self.bytes[skipped..][..size(part.size())]
-    }
+    pub(super) bytes: &'a [u8],
 }
 
 /// Reads windows, one at a time.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rleaks::scan::Filter;
 use serde_json::Value;
 
 use crate::generator::difference;
@@ -50,6 +51,39 @@ fn every_way_to_scan_finds_the_same_leaks() {
     let many = assert_finds_the_truth(&fixture, "copy", &["--threads=8"]);
     assert_eq!(single["leaks"], many["leaks"]);
     assert_eq!(single["groups"], many["groups"]);
+}
+
+#[test]
+fn report_depends_neither_on_vectors_nor_on_threads_nor_on_the_method() {
+    let fixture = generated();
+    let mut first: Option<Value> = None;
+    for filter in Filter::all() {
+        for threads in [1, 2, 5] {
+            for method in ["copy", "stream"] {
+                let options = [
+                    format!("--vector={}", filter.name()),
+                    format!("--threads={threads}"),
+                    format!("--snapshot={method}"),
+                ];
+                let options = options.each_ref().map(String::as_str);
+                let mut report = assert_finds_the_truth(&fixture, method, &options);
+                // What is of the scan itself: times, and the method.
+                report["capture"].take();
+                let first = first.get_or_insert_with(|| report.clone());
+                assert!(report == *first, "{options:?}: {first}\n{report}");
+            }
+        }
+    }
+    let report = first.expect("one filter is portable");
+    assert!(report["heap"]["blocks"].as_u64() > Some(2000), "{report}");
+    assert!(
+        report["leaks"][0]["held_blocks"].as_u64() > Some(0),
+        "{report}"
+    );
+    assert_refused(
+        &[&fixture.pid(), "--vector=abacus"],
+        "this processor has portable",
+    );
 }
 
 /// The times of the phases that `--verbose` shows: milliseconds and names.

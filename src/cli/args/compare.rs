@@ -67,6 +67,7 @@ impl DiffArgs {
             unaligned: false,
             snapshot: SnapshotMethod::Copy,
             threads: None,
+            vector: None,
         }
     }
 

@@ -15,6 +15,8 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
+use std::iter;
 use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
@@ -29,6 +31,8 @@ use sizes::Sizes;
 /// Pages between two neighbouring starts, from which on a new cluster begins. A page of the table
 /// takes 8 bytes, so a gap costs at most 16 KiB, and a block of many TiB no more than that.
 const CLUSTER_GAP: u64 = 2048;
+/// A gap between two blocks that may have memory in it to which many words point, as modules are.
+const GAP: u64 = 1 << 20;
 /// The entry of one in as many blocks is remembered.
 const HINT: usize = 64;
 
@@ -247,6 +251,38 @@ impl Blocks {
     pub(crate) fn of_size(&self, wanted: &RangeInclusive<u64>) -> impl Iterator<Item = Block> + '_ {
         let numbers = self.sizes.find(wanted).into_iter();
         numbers.filter_map(|number| self.get(number))
+    }
+
+    /// At most `most` ranges that all blocks are in, in ascending order. Between them are the largest gaps that
+    /// are as large as [`GAP`].
+    pub(crate) fn spans(&self, most: usize) -> Vec<AddrRange> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let mut gaps: Vec<AddrRange> = self.gaps().collect();
+        gaps.sort_unstable_by_key(|gap| Reverse(gap.size()));
+        gaps.truncate(most.saturating_sub(1));
+        gaps.sort_unstable();
+        let starts = iter::once(self.hull.start).chain(gaps.iter().map(|gap| gap.end));
+        let ends = gaps.iter().map(|gap| gap.start);
+        let ends = ends.chain(iter::once(self.hull.end));
+        let pairs = starts.zip(ends);
+        pairs
+            .map(|(start, end)| AddrRange::new(start, end))
+            .collect()
+    }
+
+    /// The gaps between blocks that are as large as [`GAP`]. Each has a page without starts.
+    fn gaps(&self) -> impl Iterator<Item = AddrRange> + '_ {
+        let pages = self.pages.iter().filter(|page| page.leaf == NO_LEAF);
+        let mut ranks: Vec<u32> = pages.map(|page| page.rank).collect();
+        ranks.dedup();
+        let pairs = ranks.into_iter().filter_map(|rank| {
+            let before = self.get((rank as usize).checked_sub(1)?)?;
+            let after = self.get(rank as usize)?;
+            Some(AddrRange::new(before.range().end, after.start))
+        });
+        pairs.filter(|gap| gap.size() >= GAP)
     }
 
     #[inline(always)]
