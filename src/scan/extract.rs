@@ -3,6 +3,7 @@
 //! Rows are cut into pieces of a few MiB, which are extracted in parallel, and a piece is read in
 //! windows: a run of neighbouring blocks, or a part of one large row.
 
+use std::fmt;
 use std::ops::Range;
 
 use super::graph::{Alignment, Interrupted};
@@ -13,19 +14,25 @@ use crate::addr::{Addr, AddrRange};
 use crate::memory::{Memory, Width};
 
 /// The bytes of blocks in a piece. Large rows are cut at multiples of it.
-const PIECE: u64 = 4 << 20;
+pub(super) const PIECE: u64 = 4 << 20;
 /// A gap between two blocks from which on they are read apart.
-const GAP: u64 = 4096;
+pub(super) const GAP: u64 = 4096;
 
 /// What an extraction is of.
-pub(super) struct Source<'a> {
-    pub(super) memory: &'a dyn Memory,
-    pub(super) index: &'a BlockIndex<'a>,
-    pub(super) roots: &'a [Root],
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
+    /// What is read.
+    pub memory: &'a dyn Memory,
+    /// The live blocks: the first rows.
+    pub index: &'a BlockIndex<'a>,
+    /// The roots: the rows after those of the blocks.
+    pub roots: &'a [Root],
     /// The size of a word.
-    pub(super) width: Width,
-    pub(super) alignment: Alignment,
-    pub(super) interrupted: &'a (dyn Fn() -> bool + Sync),
+    pub width: Width,
+    /// Where words are.
+    pub alignment: Alignment,
+    /// Asked for every window of at most 256 KiB, from any thread: says whether to stop.
+    pub interrupted: &'a (dyn Fn() -> bool + Sync),
 }
 
 /// What one thread extracts at a time.
@@ -82,6 +89,17 @@ impl Source<'_> {
             Alignment::Words => 0,
             Alignment::Bytes => self.width.bytes() - 1,
         }
+    }
+}
+
+impl fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("blocks", &self.index.blocks().len())
+            .field("roots", &self.roots.len())
+            .field("width", &self.width)
+            .field("alignment", &self.alignment)
+            .finish_non_exhaustive()
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Target {
     fork: Rc<RefCell<Attempts>>,
     /// How long it may stand still at a time.
     pub(super) max_pause: Option<Duration>,
+    /// How much anonymous memory rleaks may have.
+    pub(super) memory_limit: Option<u64>,
 }
 
 /// What came of attempts to make a child of a target.
@@ -118,6 +120,7 @@ impl Target {
             pauses: Rc::default(),
             fork: Rc::default(),
             max_pause: None,
+            memory_limit: None,
         }
     }
 
@@ -126,6 +129,14 @@ impl Target {
     #[must_use]
     pub fn with_max_pause(mut self, limit: Option<Duration>) -> Self {
         self.max_pause = limit;
+        self
+    }
+
+    /// The same process, which is copied only where the copy and what is found in it take `limit` bytes of
+    /// anonymous memory at most, with all else that rleaks has.
+    #[must_use]
+    pub fn with_memory_limit(mut self, limit: Option<u64>) -> Self {
+        self.memory_limit = limit;
         self
     }
 
