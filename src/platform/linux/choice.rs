@@ -77,6 +77,11 @@ impl Survey {
             return Ok(());
         };
         let chosen = costs.within(limit, allowed(self.method));
+        // A copy for which there is no memory becomes a stream, which must be short enough, too.
+        let becomes_stream = chosen == Some(Method::Copy)
+            && self.why_not_copied(target.memory_limit).is_some()
+            && costs.within(limit, &[Method::Stream]).is_none();
+        let chosen = chosen.filter(|_| !becomes_stream);
         self.method = chosen.ok_or_else(|| self.too_long(limit, costs))?;
         Ok(())
     }
@@ -119,11 +124,7 @@ impl Survey {
     /// still.
     fn prepare_copy(&mut self, limit: Option<u64>) -> Result<(), CaptureError> {
         let wanted = self.copy_size();
-        let why = if !is_within(limit, wanted, self.bytes) {
-            "--memory-limit leaves too little room"
-        } else if copy_limit().is_some_and(|limit| wanted > limit) {
-            "too little free memory"
-        } else {
+        let Some(why) = self.why_not_copied(limit) else {
             let buffer = CopyBuffer::faulted_in(wanted);
             self.buffer = Some(buffer.map_err(|error| CaptureError::Buffer(wanted, error))?);
             return Ok(());
@@ -139,6 +140,16 @@ impl Survey {
             Bias::None,
         ));
         Ok(())
+    }
+
+    /// Says why there is no memory for a copy.
+    fn why_not_copied(&self, limit: Option<u64>) -> Option<&'static str> {
+        let wanted = self.copy_size();
+        if !is_within(limit, wanted, self.bytes) {
+            return Some("--memory-limit leaves too little room");
+        }
+        let is_too_large = copy_limit().is_some_and(|limit| wanted > limit);
+        is_too_large.then_some("too little free memory")
     }
 }
 
