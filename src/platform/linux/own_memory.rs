@@ -27,20 +27,20 @@ fn anonymous_memory_of(process: u32) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// The sizes from which on malloc asks the kernel for memory of its own for a block, and from which on it
-/// gives back what is free at the end of a heap.
-#[cfg(target_env = "gnu")]
-const KEPT: i32 = 256 << 10;
-
 /// Makes malloc give memory back as soon as it is free: by default it keeps what it once had, tens of
 /// megabytes for each thread.
 pub fn keep_little_memory() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // The size from which on a block comes from the kernel and goes back to it: larger than the buffers that
+        // are needed again and again. What may be free at the end of a heap.
         #[cfg(target_env = "gnu")]
-        for setting in [nix::libc::M_MMAP_THRESHOLD, nix::libc::M_TRIM_THRESHOLD] {
+        for (setting, bytes) in [
+            (nix::libc::M_MMAP_THRESHOLD, 512 << 10),
+            (nix::libc::M_TRIM_THRESHOLD, 1 << 20),
+        ] {
             // SAFETY: it takes no pointers, and may be called at any time: malloc locks its own state.
-            unsafe { nix::libc::mallopt(setting, KEPT) };
+            unsafe { nix::libc::mallopt(setting, bytes) };
         }
     });
 }
