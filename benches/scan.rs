@@ -6,7 +6,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rleaks::addr::{Addr, AddrRange};
 use rleaks::heap::{Block, Blocks};
 use rleaks::memory::Memory;
-use rleaks::scan::{self, Alignment, Filter, Graph, Root, RootKind, RootSource};
+use rleaks::scan::{self, Alignment, Graph, Root, RootKind, RootSource, Source};
 
 /// Blocks of the heap, of 16 to 512 bytes: 1 M are about 150 MiB.
 const BLOCKS: usize = 1_000_000;
@@ -16,18 +16,10 @@ const BASE: u64 = 0x5555_5575_6000;
 fn benchmarks(criterion: &mut Criterion) {
     let heap = Heap::new();
     let blocks: Blocks = heap.blocks.iter().copied().collect();
-    let extract = || {
-        Graph::extract(
-            &heap,
-            rleaks::memory::Width::Eight,
-            &blocks,
-            &heap.roots(),
-            Alignment::Words,
-            Filter::best(),
-            &|| false,
-        )
-        .expect("nothing interrupts")
-    };
+    let roots = heap.roots();
+    let words = (rleaks::memory::Width::Eight, Alignment::Words);
+    let source = Source::new(&heap, &blocks, &roots, words, &|| false);
+    let extract = || Graph::extract(&source).expect("nothing interrupts");
     let graph = extract();
     let marks = scan::mark(&graph);
 

@@ -368,6 +368,14 @@ pub(crate) struct ScanArgs {
     /// --snapshot asks for it, one is taken that is short enough; where none is, the exit status is 2.
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_pause: Option<u32>,
+    /// Take at most SIZE of memory (RssAnon): bytes, or with K, M or G.
+    ///
+    /// The target is not copied where that would take more, and read while it is stopped. References
+    /// are not kept where there is no room for them: memory is read again when they are needed, which takes
+    /// longer. The leaks are the same. Where SIZE is less than the target needs, the exit status is 2,
+    /// and it is said how much would do.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory_limit: Option<u64>,
     /// Use this many threads, instead of one per processor.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
@@ -383,6 +391,23 @@ fn vector(name: &str) -> Result<Filter, String> {
         let names: Vec<_> = all.into_iter().map(Filter::name).collect();
         format!("this processor has {}", names.join(", "))
     })
+}
+
+/// Parses a number of bytes, such as `500000`, `64M` or `1G`.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    const WRONG: &str = "expected a number of bytes, or one with K, M, G or T, such as 64M";
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "m" | "MiB" => 20,
+        "G" | "g" | "GiB" => 30,
+        "T" | "t" | "TiB" => 40,
+        _ => return Err(WRONG.to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| WRONG.to_owned())?;
+    let bytes = number.checked_mul(1 << shift).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| WRONG.to_owned())
 }
 
 /// What to print, and where.
@@ -577,6 +602,37 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_bytes_or_have_a_unit() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("500000", 500_000),
+            ("4K", 4096),
+            ("64M", 64 << 20),
+            ("64m", 64 << 20),
+            ("1GiB", 1 << 30),
+            ("2T", 2 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in [
+            "",
+            "0",
+            "M",
+            "-1",
+            "1.5G",
+            "64 M",
+            "64X",
+            "64MB",
+            "17000000T",
+            "\u{666}",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        let args = parsed("rleaks --memory-limit 64M 1");
+        assert_eq!(args.leaks.scan.memory_limit, Some(64 << 20));
+    }
+
+    #[test]
     fn a_process_named_as_a_command_is_reached_with_name() {
         assert!(matches!(
             parsed("rleaks heap 12").command,
@@ -630,6 +686,8 @@ mod tests {
             "rleaks 1 --list --json",
             "rleaks 1 --threads 0",
             "rleaks 1 --threads 1025",
+            "rleaks 1 --memory-limit 0",
+            "rleaks 1 --memory-limit little",
             "rleaks 1 --limit -1",
             "rleaks 1 -q -v",
             "rleaks 1 --snapshot file",

@@ -13,7 +13,7 @@ use super::compare;
 use super::error::{self, printable};
 use super::{leaks, preload};
 use crate::platform::{
-    CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile,
+    CommandEnd, CommandLine, Ending, Follow, FollowEvent, Followed, Limit, ProgramFile, Target,
     TargetFiles, Waiters, private_folder, privileges, signal_name,
 };
 use crate::report::Report;
@@ -171,8 +171,10 @@ impl Outcome {
         let report = leaks::scan(args, || {
             // When it was captured it ends, and its files are out of reach.
             let files = TargetFiles::of_process(pid);
+            let target = Target::new(pid).with_memory_limit(args.scan.memory_limit);
             let method = args.scan.snapshot.into();
-            Ok((capture_at_end(ending, method, Purpose::Scan)?, files))
+            let captured = capture_at_end(ending, &target, (method, Purpose::Scan))?;
+            Ok((captured, files))
         });
         let report = report.and_then(|mut report| {
             let compared = earlier.map(|earlier| earlier.leave_only_new(&mut report));

@@ -232,20 +232,19 @@ fn last_attempt(target: &Target, prepared: Prepared) -> anyhow::Result<Captured>
     accept(stopped, prepared)
 }
 
-/// Captures a process that stands at its end. There is no second attempt: a thread that was killed
+/// Captures `target`, which stands at its end. There is no second attempt: a thread that was killed
 /// inside malloc stays there.
 pub(super) fn capture_at_end(
     ending: Ending,
-    method: Method,
-    purpose: Purpose,
+    target: &Target,
+    (method, purpose): (Method, Purpose),
 ) -> anyhow::Result<Captured> {
     // The threads that copy exist before memory is copied.
     rayon::broadcast(|_| ());
-    let target = Target::new(ending.pid);
     // A process that is at its end waits for nothing.
     target.give_up_fork();
-    let prepared = prepare(&target, (method, purpose), None)?;
-    let stopped = ending.stopped(&target, &prepared.survey)?;
+    let prepared = prepare(target, (method, purpose), None)?;
+    let stopped = ending.stopped(target, &prepared.survey)?;
     accept(stopped, prepared)
 }
 

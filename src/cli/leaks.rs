@@ -14,17 +14,18 @@ use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
 use super::capture::{Captured, Purpose, capture};
 use super::compare;
 use super::error;
+use super::memory_limit::MemoryLimit;
 use super::phases::Phases;
 use super::stacks;
 use super::target;
 use super::{save, saved};
-use crate::addr::RangeSet;
+use crate::addr::{AddrRange, RangeSet};
 use crate::heap::Heap;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
-use crate::scan::{self, Alignment, Filter, Graph, Leak, Marks, RootKind};
+use crate::scan::{self, Alignment, Filter, Graph, Leak, Marks, ReachError, Root, RootKind};
 use crate::snapshot::saved::Damage;
 use crate::snapshot::{ContentLevel, Method, Snapshot};
 use crate::stacklog::StackLog;
@@ -118,6 +119,7 @@ pub(crate) fn scan_and_print(
         let max_pause = args.scan.max_pause;
         let max_pause = max_pause.map(|ms| Duration::from_millis(ms.into()));
         let target = Target::new(pid).with_max_pause(max_pause);
+        let target = target.with_memory_limit(args.scan.memory_limit);
         let captured = capture(&target, method, Purpose::Scan)?;
         // The target's files are pinned while it lives; its symbols are read later.
         Ok((captured, TargetFiles::of_process(pid)))
@@ -136,6 +138,7 @@ pub(super) fn scan(
         Phases::new(&args.output)
     };
     use_threads(&args.scan)?;
+    MemoryLimit::of(&args.scan).begin()?;
     phases.begin("capture the target and walk its heap");
     let (captured, files) = capture()?;
     let report = analyse(captured, files, (&args.scan, &args.output), &mut phases)?;
@@ -153,6 +156,7 @@ pub(super) fn analyse(
     let (graph, marks) = reach(&captured, args, phases)?;
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
+    MemoryLimit::of(args).check(report_memory(&captured, &leaks))?;
     let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
     let excerpt = release(&mut captured, &leaks)?;
 
@@ -205,13 +209,22 @@ pub(super) fn analyse(
 }
 
 /// The leaks of a captured target, whose roots are all roots that there are.
-pub(super) fn find(captured: &Captured) -> anyhow::Result<Vec<Leak>> {
-    let graph = extract(captured, &[], Alignment::Words, Filter::best())?;
-    let marks = scan::mark(&graph);
+pub(super) fn find(captured: &Captured, limit: MemoryLimit) -> anyhow::Result<Vec<Leak>> {
+    let roots = roots(captured, &[]);
+    let source = source(captured, &roots, Alignment::Words, Filter::best());
+    let (graph, marks) = match limit.room() {
+        Some(room) => reach_within(&source, room, limit)?,
+        None => {
+            let graph = Graph::extract(&source)?;
+            let marks = scan::mark(&graph);
+            (graph, marks)
+        }
+    };
     Ok(scan::leaks(&graph, &marks, &captured.heap.blocks))
 }
 
-/// Finds what the blocks and roots reference, and which blocks the roots reach.
+/// Finds what the blocks and roots reference, and which blocks the roots reach. With a limit of memory,
+/// these are only the references of leaks to leaks.
 fn reach(
     captured: &Captured,
     args: &ScanArgs,
@@ -225,10 +238,28 @@ fn reach(
         Alignment::Words
     };
     let filter = args.vector.unwrap_or_else(Filter::best);
-    let graph = extract(captured, &excluded, alignment, filter)?;
+    let roots = roots(captured, &excluded);
+    let source = source(captured, &roots, alignment, filter);
+    let limit = MemoryLimit::of(args);
+    if let Some(room) = limit.room() {
+        phases.begin("extract references and mark, in little memory");
+        return reach_within(&source, room, limit);
+    }
+    let graph = Graph::extract(&source)?;
     phases.begin("mark");
     let marks = scan::mark(&graph);
     Ok((graph, marks))
+}
+
+fn reach_within(
+    source: &scan::Source<'_>,
+    room: u64,
+    limit: MemoryLimit,
+) -> anyhow::Result<(Graph, Marks)> {
+    scan::reach_within(source, room).map_err(|error| match error {
+        ReachError::Interrupted(interrupted) => interrupted.into(),
+        ReachError::TooSmall(more) => limit.too_small(more).into(),
+    })
 }
 
 /// Lets a target go on that stands still until now, or ends the child that keeps its memory, and keeps what
@@ -253,40 +284,54 @@ fn use_threads(args: &ScanArgs) -> anyhow::Result<()> {
     result.context("cannot start the threads that --threads asks for")
 }
 
-fn extract(
-    captured: &Captured,
-    excluded: &[RootKind],
+fn roots(captured: &Captured, excluded: &[RootKind]) -> Vec<Root> {
+    let Captured { snapshot, heap, .. } = captured;
+    let none = RangeSet::default();
+    let log = captured.log.as_ref().map_or(&none, StackLog::own_memory);
+    scan::roots(snapshot, heap, log, excluded)
+}
+
+fn source<'a>(
+    captured: &'a Captured,
+    roots: &'a [Root],
     alignment: Alignment,
     filter: Filter,
-) -> anyhow::Result<Graph> {
+) -> scan::Source<'a> {
     let Captured { snapshot, heap, .. } = captured;
-    let log = captured.log.as_ref().map(StackLog::own_memory);
-    let roots = scan::roots(
-        snapshot,
-        heap,
-        log.unwrap_or(&RangeSet::default()),
-        excluded,
-    );
-    let interrupted = || interrupt_flag().load(Ordering::Relaxed);
-    Ok(Graph::extract(
-        &*snapshot.memory,
-        snapshot.width,
-        &heap.blocks,
-        &roots,
-        alignment,
-        filter,
-        &interrupted,
-    )?)
+    let words = (snapshot.width, alignment);
+    let interrupted = &|| interrupt_flag().load(Ordering::Relaxed);
+    scan::Source::new(&*snapshot.memory, &heap.blocks, roots, words, interrupted)
+        .with_filter(filter)
+}
+
+/// What the report of `leaks` takes, as far as it follows from their number: what describes each of them,
+/// and what the stack log has of all blocks.
+fn report_memory(captured: &Captured, leaks: &[Leak]) -> u64 {
+    const LEAK: u64 = 600;
+    const LOGGED_BLOCK: u64 = 20;
+    let is_logged = captured.log.is_some();
+    let logged = captured.heap.blocks.len() as u64 * LOGGED_BLOCK;
+    let described = captured.stopped.as_ref().map_or(0, |_| {
+        let sizes = described_ranges(&captured.heap, leaks).map(|range| range.size());
+        sizes.sum()
+    });
+    let log = if is_logged { logged } else { 0 };
+    (leaks.len() as u64 * LEAK)
+        .saturating_add(described)
+        .saturating_add(log)
 }
 
 /// The starts of the leaked blocks, to be described when the target runs again.
 fn leak_starts(snapshot: &Snapshot, heap: &Heap, leaks: &[Leak]) -> Excerpt {
-    let ranges = leaks.iter().filter_map(|leak| {
+    Excerpt::copy(&*snapshot.memory, described_ranges(heap, leaks))
+}
+
+fn described_ranges(heap: &Heap, leaks: &[Leak]) -> impl Iterator<Item = AddrRange> {
+    leaks.iter().filter_map(|leak| {
         let mut range = heap.blocks.get(leak.block as usize)?.range();
         range.end = range.end.min(range.start.saturating_add(DESCRIBED_BYTES));
         Some(range)
-    });
-    Excerpt::copy(&*snapshot.memory, ranges)
+    })
 }
 
 fn describe(

@@ -18,6 +18,17 @@ use crate::symbolize::{Describer, Symbolizer};
 type Alike = (Option<u32>, Option<String>, u64);
 type Counts = FxHashMap<Alike, u64>;
 
+/// The memory that [`live`] takes for each block, where a log has its stack: its record and its stack, each
+/// with what is read to find it.
+const LOGGED_BLOCK: u64 = 40;
+
+/// The memory that [`live`] takes, as far as it follows from the number of blocks.
+pub(super) fn memory(captured: &Captured) -> u64 {
+    let is_logged = captured.stopped.is_none() && captured.log.is_some();
+    let blocks = captured.heap.blocks.len() as u64;
+    if is_logged { blocks * LOGGED_BLOCK } else { 0 }
+}
+
 /// Groups all live blocks of `captured` by stack, type and size. `None` where the target stands
 /// still until its memory has been read: that must not take so long. The files are handed back.
 pub(super) fn live(

@@ -14,6 +14,7 @@ mod heap;
 mod help;
 mod leaks;
 mod live;
+mod memory_limit;
 mod panic;
 mod phases;
 mod preload;

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use super::args::FileArgs;
 use super::capture::Captured;
 use super::leaks;
+use super::memory_limit::MemoryLimit;
 use super::saved;
 use crate::content::{Kept, ReducedMemory, Sources, without_content};
 use crate::heap::Blocks;
@@ -19,11 +20,16 @@ pub(super) struct Reduction {
     level: ContentLevel,
     kept: Kept,
     leaks: Vec<Leak>,
+    limit: MemoryLimit,
 }
 
 impl Reduction {
     /// Finds the leaks of `captured`, and what finds them.
-    pub(super) fn new(captured: &Captured, level: ContentLevel) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        captured: &Captured,
+        level: ContentLevel,
+        limit: MemoryLimit,
+    ) -> anyhow::Result<Self> {
         let sources = Sources {
             snapshot: &captured.snapshot,
             heap: &captured.heap,
@@ -32,7 +38,8 @@ impl Reduction {
         };
         Ok(Self {
             level,
-            leaks: leaks::find(captured)?,
+            leaks: leaks::find(captured, limit)?,
+            limit,
             kept: Kept::new(&sources, level),
         })
     }
@@ -76,7 +83,7 @@ impl Reduction {
             let difference = first_difference(&found, captured);
             return Err(anyhow::anyhow!(difference).context(REMEDY));
         }
-        if leaks::find(&found)? != self.leaks {
+        if leaks::find(&found, self.limit)? != self.leaks {
             bail!("{REMEDY}: other blocks look leaked without it");
         }
         Ok(())

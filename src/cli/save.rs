@@ -11,6 +11,7 @@ use super::ExitStatus;
 use super::args::{LeaksArgs, SaveArgs};
 use super::capture::{Captured, Purpose, capture};
 use super::error::{self, printable};
+use super::memory_limit::MemoryLimit;
 use super::reduction::Reduction;
 use super::target;
 use crate::memory::Memory;
@@ -49,8 +50,12 @@ fn save_process(
     let name = (process.name.as_str(), process.pid);
     let place = Place::new(path, name, &args.save)?;
     let method = args.scan.snapshot.into();
-    let captured = capture(&Target::new(process.pid), method, Purpose::Save)?;
-    let said = write(captured, place, (args.save.compress, args.content_level()))?;
+    let limit = MemoryLimit::new(args.scan.memory_limit);
+    limit.begin()?;
+    let target = Target::new(process.pid).with_memory_limit(args.scan.memory_limit);
+    let captured = capture(&target, method, Purpose::Save)?;
+    let saved = (args.save.compress, args.content_level());
+    let said = write(captured, place, saved, limit)?;
     if !args.output.quiet {
         say(&said);
     }
@@ -101,11 +106,12 @@ pub(super) fn write(
     mut captured: Captured,
     place: Place,
     (compress, level): (bool, ContentLevel),
+    limit: MemoryLimit,
 ) -> anyhow::Result<String> {
     let stopped = captured.stopped.take();
     let reduction = match level {
         ContentLevel::Full => None,
-        level => Some(Reduction::new(&captured, level)?),
+        level => Some(Reduction::new(&captured, level, limit)?),
     };
     if let Some(reduction) = &reduction {
         reduction.reduce(&mut captured)?;

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 
 use super::args::{DiffArgs, ScanArgs};
 use super::capture::{Captured, Purpose, capture};
+use super::memory_limit::MemoryLimit;
 use super::phases::Phases;
 use super::target::{self, starts_as_core};
 use super::{leaks, live, report_file, saved};
@@ -41,6 +42,7 @@ fn of_report(word: &str, path: &Path) -> anyhow::Result<Side> {
 }
 
 fn of_memory(word: &str, path: &Path, args: &DiffArgs) -> anyhow::Result<Side> {
+    MemoryLimit::new(args.memory_limit).begin()?;
     let mut phases = Phases::new(&args.output());
     phases.begin("read the file and walk its heap");
     let (captured, files, damage) = saved::read(path, &args.files)?;
@@ -57,10 +59,12 @@ fn of_process(word: &str, args: &DiffArgs) -> anyhow::Result<Side> {
     let [process] = processes.as_slice() else {
         unreachable!("without --all, a word names one process");
     };
+    MemoryLimit::new(args.memory_limit).begin()?;
     let mut phases = Phases::new(&args.output());
     phases.begin("capture the target and walk its heap");
-    let ScanArgs { snapshot, .. } = DiffArgs::scan();
-    let captured = capture(&Target::new(process.pid), snapshot.into(), Purpose::Scan)?;
+    let ScanArgs { snapshot, .. } = args.scan();
+    let target = Target::new(process.pid).with_memory_limit(args.memory_limit);
+    let captured = capture(&target, snapshot.into(), Purpose::Scan)?;
     let files = TargetFiles::of_process(process.pid);
     of_captured(word, captured, files, args, phases)
 }
@@ -72,8 +76,9 @@ fn of_captured(
     args: &DiffArgs,
     mut phases: Phases,
 ) -> anyhow::Result<Side> {
-    let (scan, output) = (DiffArgs::scan(), args.output());
+    let (scan, output) = (args.scan(), args.output());
     phases.begin("group live blocks");
+    MemoryLimit::new(scan.memory_limit).check(live::memory(&captured))?;
     let (live, files) = live::live(&captured, files, &output)?;
     let mut report = leaks::analyse(captured, files, (&scan, &output), &mut phases)?;
     phases.finish();

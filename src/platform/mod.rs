@@ -25,10 +25,10 @@ pub use linux::{
     CaptureError, CommandEnd, CommandLine, Costs, Disposition, Ending, FolderError, Follow,
     FollowEvent, Followed, ForkRefusal, Limit, Obstacle, Privileges, ProgramFile, RegularFile,
     Remedy, RunError, SharedPage, Stopped, Survey, SuspendError, Target, TargetFiles, Waiter,
-    Waiters, available_memory, check_proc, copy_limit, copy_speed, guardian,
-    holds_a_stopped_target, interrupt_flag, is_hidden, kernel_release, make_public, page_map,
-    private_folder, privileges, process, processes, put_file, thread_count, tracer, visible_pid,
-    watched, watched_command,
+    Waiters, anonymous_memory, available_memory, check_proc, copy_limit, copy_speed, guardian,
+    holds_a_stopped_target, interrupt_flag, is_hidden, keep_little_memory, kernel_release,
+    make_public, page_map, private_folder, privileges, process, processes, put_file, thread_count,
+    tracer, visible_pid, watched, watched_command,
 };
 #[cfg(unix)]
 pub use new_file::{NewFile, Written};

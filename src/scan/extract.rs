@@ -3,9 +3,10 @@
 //! Rows are cut into pieces of a few MiB, which are extracted in parallel, and a piece is read in
 //! windows: a run of neighbouring blocks, or a part of one large row.
 
+use std::fmt;
 use std::ops::Range;
 
-use super::filter::{BATCH, Filter, Hits, MOST_HITS, Ranges, Words};
+use super::filter::{BATCH, Filter, Hits, MOST_HITS, MOST_RANGES, Ranges, Words};
 use super::graph::{Alignment, Interrupted};
 use super::root::{Root, RootSource};
 use super::window::{Reader, Segment, WINDOW, Window, widened};
@@ -14,20 +15,52 @@ use crate::heap::{Blocks, Candidate};
 use crate::memory::{Memory, Width};
 
 /// The bytes of blocks in a piece. Large rows are cut at multiples of it.
-const PIECE: u64 = 4 << 20;
+pub(super) const PIECE: u64 = 4 << 20;
 /// A gap between two blocks from which on they are read apart.
-const GAP: u64 = 4096;
+pub(super) const GAP: u64 = 4096;
 
 /// What an extraction is of.
-pub(super) struct Source<'a> {
+#[derive(Clone, Copy)]
+pub struct Source<'a> {
     pub(super) memory: &'a dyn Memory,
+    /// The first rows.
     pub(super) blocks: &'a Blocks,
+    /// The rows after those of the blocks.
     pub(super) roots: &'a [Root],
     pub(super) words: Words,
     pub(super) filter: Filter,
     /// Values that may be references: those outside lie in no block.
     pub(super) ranges: Ranges,
     pub(super) interrupted: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> Source<'a> {
+    /// The words of `blocks` and `roots`, which have this width and alignment, in `memory`.
+    ///
+    /// `interrupted` says whether to stop. It is asked for every window of at most 256 KiB, from any thread.
+    pub fn new(
+        memory: &'a dyn Memory,
+        blocks: &'a Blocks,
+        roots: &'a [Root],
+        (width, alignment): (Width, Alignment),
+        interrupted: &'a (dyn Fn() -> bool + Sync),
+    ) -> Self {
+        Self {
+            memory,
+            blocks,
+            roots,
+            words: Words { width, alignment },
+            filter: Filter::best(),
+            ranges: Ranges::new(&blocks.spans(MOST_RANGES)),
+            interrupted,
+        }
+    }
+
+    /// The same words, tested in another way than the fastest.
+    #[must_use]
+    pub fn with_filter(self, filter: Filter) -> Self {
+        Self { filter, ..self }
+    }
 }
 
 /// What one thread extracts at a time.
@@ -83,6 +116,17 @@ impl Source<'_> {
             Alignment::Words => 0,
             Alignment::Bytes => self.words.width.bytes() - 1,
         }
+    }
+}
+
+impl fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("blocks", &self.blocks.len())
+            .field("roots", &self.roots.len())
+            .field("words", &self.words)
+            .field("filter", &self.filter)
+            .finish_non_exhaustive()
     }
 }
 
@@ -396,8 +440,8 @@ mod tests {
     fn graph(memory: &RangesMemory, blocks: &[Block], roots: &[Root], at: Alignment) -> Graph {
         let blocks = blocks.iter().copied().collect();
         let mut graphs = Filter::all().into_iter().map(|filter| {
-            Graph::extract(memory, Width::Eight, &blocks, roots, at, filter, &|| false)
-                .expect("nothing interrupts")
+            let source = Source::new(memory, &blocks, roots, (Width::Eight, at), &|| false);
+            Graph::extract(&source.with_filter(filter)).expect("nothing interrupts")
         });
         let first = graphs.next().expect("one is portable");
         for graph in graphs {
@@ -522,15 +566,8 @@ mod tests {
         let blocks = blocks(&[(0x1000, 16)]);
         let blocks = blocks.into_iter().collect();
         let memory = RangesMemory::zeroed(&[(0x1000, 16)]);
-        let graph = Graph::extract(
-            &memory,
-            Width::Eight,
-            &blocks,
-            &[],
-            Alignment::Words,
-            Filter::best(),
-            &|| true,
-        );
+        let words = (Width::Eight, Alignment::Words);
+        let graph = Graph::extract(&Source::new(&memory, &blocks, &[], words, &|| true));
         assert_eq!(graph.err(), Some(Interrupted));
     }
 

@@ -1,7 +1,9 @@
 //! Fuzz targets: roots and references of damaged processes.
 
 use super::testing::RangesMemory;
-use super::{Alignment, Filter, Graph, Root, RootKind, RootSource, leaks, mark, roots, summarize};
+use super::{
+    Alignment, Filter, Graph, Root, RootKind, RootSource, Source, leaks, mark, roots, summarize,
+};
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::fuzzing::Input;
 use crate::heap::{self, Block, Blocks, Exporter, Heap, glibc};
@@ -94,8 +96,8 @@ fn graph(
     alignment: Alignment,
 ) -> Graph {
     let mut graphs = Filter::all().into_iter().map(|filter| {
-        let graph = Graph::extract(memory, width, blocks, roots, alignment, filter, &|| false);
-        graph.expect("nobody interrupts")
+        let source = Source::new(memory, blocks, roots, (width, alignment), &|| false);
+        Graph::extract(&source.with_filter(filter)).expect("nobody interrupts")
     });
     let first = graphs.next().expect("one is portable");
     graphs.for_each(|graph| assert_eq!(graph, first));

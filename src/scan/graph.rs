@@ -5,10 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::extract::{self, Found, Source};
-use super::filter::{Filter, MOST_RANGES, Ranges, Words};
-use super::root::Root;
-use crate::heap::Blocks;
-use crate::memory::{Memory, Width};
+use super::room::Room;
 
 /// Which positions are looked at for references.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +22,20 @@ pub enum Alignment {
 #[error("the scan was interrupted")]
 pub struct Interrupted;
 
+/// Why an extraction ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stopped {
+    Interrupted,
+    /// There is no room for the references.
+    Full,
+}
+
+impl From<Interrupted> for Stopped {
+    fn from(Interrupted: Interrupted) -> Self {
+        Self::Interrupted
+    }
+}
+
 /// The blocks that each block and each root references, in compressed sparse rows.
 ///
 /// A reference is a word whose value lies in a block, at its start or inside it. A row holds the
@@ -40,11 +51,11 @@ pub struct Graph {
 }
 
 /// Rows per chunk. Chunks are extracted independently of each other.
-const CHUNK: usize = 16 * 1024;
+pub(super) const CHUNK: usize = 16 * 1024;
 
 /// Some consecutive rows.
 #[derive(Debug, PartialEq, Eq)]
-struct Chunk {
+pub(super) struct Chunk {
     offsets: Offsets,
     edges: Vec<u32>,
 }
@@ -52,6 +63,8 @@ struct Chunk {
 /// Where each row of a chunk begins in the edges, and last the number of edges.
 #[derive(Debug, PartialEq, Eq)]
 enum Offsets {
+    /// The rows that have references, by their number in the chunk, and where these end: few.
+    Sparse(Vec<(u16, usize)>),
     /// Up to 65,535 references: nearly always.
     Short(Vec<u16>),
     Narrow(Vec<u32>),
@@ -60,47 +73,55 @@ enum Offsets {
 }
 
 impl Graph {
-    /// Reads all blocks and roots once, as words of `width`, in address order and in parallel, and keeps the
-    /// references.
+    /// Reads all blocks and roots once, in address order and in parallel, and keeps the references.
     ///
     /// Memory that the target never touched is not read. Pages that cannot be read hold no
     /// references: [`Graph::unreadable_bytes`] counts them. The result depends neither on the
-    /// number of threads nor on `filter`. `interrupted` is asked for every window of at most 256 KiB, from any
-    /// thread.
+    /// number of threads nor on the filter.
     ///
     /// # Errors
     ///
-    /// `interrupted` said yes.
-    pub fn extract(
-        memory: &dyn Memory,
-        width: Width,
-        blocks: &Blocks,
-        roots: &[Root],
-        alignment: Alignment,
-        filter: Filter,
-        interrupted: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Self, Interrupted> {
-        let source = Source {
-            memory,
-            blocks,
-            roots,
-            words: Words { width, alignment },
-            filter,
-            ranges: Ranges::new(&blocks.spans(MOST_RANGES)),
-            interrupted,
-        };
+    /// `source` says that it was interrupted.
+    pub fn extract(source: &Source<'_>) -> Result<Self, Interrupted> {
+        match Self::extract_within(source, &Room::unlimited()) {
+            Ok(graph) => Ok(graph),
+            Err(Stopped::Interrupted) => Err(Interrupted),
+            Err(Stopped::Full) => unreachable!("there is no limit"),
+        }
+    }
+
+    /// The same, as long as there is room for the references: they are counted while they are found.
+    pub(super) fn extract_within(source: &Source<'_>, room: &Room) -> Result<Self, Stopped> {
         let rows = source.rows();
         let chunks: Vec<(Chunk, u64)> = (0..rows.div_ceil(CHUNK))
             .into_par_iter()
-            .map(|i| Chunk::extract(&source, i * CHUNK..rows.min((i + 1) * CHUNK)))
+            .map(|i| Chunk::extract(source, i * CHUNK..rows.min((i + 1) * CHUNK), room))
             .collect::<Result<_, _>>()?;
         let unreadable_bytes = chunks.iter().map(|(_, unreadable)| unreadable).sum();
         Ok(Self {
             chunks: chunks.into_iter().map(|(chunk, _)| chunk).collect(),
-            blocks: blocks.len(),
-            roots: roots.len(),
+            blocks: source.blocks.len(),
+            roots: source.roots.len(),
             unreadable_bytes,
         })
+    }
+
+    /// A graph of the rows of `blocks` blocks, without roots.
+    pub(super) fn of_chunks(chunks: Vec<Chunk>, blocks: usize, unreadable_bytes: u64) -> Self {
+        Self {
+            chunks,
+            blocks,
+            roots: 0,
+            unreadable_bytes,
+        }
+    }
+
+    /// The same graph, of which so many bytes could not be read.
+    pub(super) fn with_unreadable_bytes(self, unreadable_bytes: u64) -> Self {
+        Self {
+            unreadable_bytes,
+            ..self
+        }
     }
 
     /// The number of blocks. A block's row is its number.
@@ -143,7 +164,7 @@ impl Graph {
         self.unreadable_bytes
     }
 
-    fn row(&self, row: usize) -> &[u32] {
+    pub(super) fn row(&self, row: usize) -> &[u32] {
         let chunk = &self.chunks[row / CHUNK];
         &chunk.edges[chunk.offsets.row(row % CHUNK)]
     }
@@ -151,10 +172,19 @@ impl Graph {
 
 impl Chunk {
     /// Extracts `rows`, and says how many bytes of them could not be read.
-    fn extract(source: &Source<'_>, rows: Range<usize>) -> Result<(Self, u64), Interrupted> {
+    fn extract(
+        source: &Source<'_>,
+        rows: Range<usize>,
+        room: &Room,
+    ) -> Result<(Self, u64), Stopped> {
+        let extract = |piece| {
+            let found = extract::extract(source, &piece)?;
+            let is_kept = room.take(bytes_of(&found));
+            is_kept.then_some(found).ok_or(Stopped::Full)
+        };
         let found: Vec<Found> = extract::plan(source, rows.clone())
             .into_par_iter()
-            .map(|piece| extract::extract(source, &piece))
+            .map(extract)
             .collect::<Result<_, _>>()?;
         let unreadable = found.iter().map(|found| found.unreadable).sum();
         Ok((Self::join(&rows, found), unreadable))
@@ -183,6 +213,20 @@ impl Chunk {
             edges: all,
         }
     }
+
+    /// The chunk of a few rows that have references: their numbers in the chunk, in ascending order, and
+    /// where the references of each end in `edges`.
+    pub(super) fn sparse(ends: Vec<(u16, usize)>, edges: Vec<u32>) -> Self {
+        Self {
+            offsets: Offsets::Sparse(ends),
+            edges,
+        }
+    }
+}
+
+/// The memory that the references of a piece take in a graph.
+fn bytes_of(found: &Found) -> u64 {
+    (found.edges.len() * size_of::<u32>() + found.counts.len() * size_of::<u16>()) as u64
 }
 
 impl Offsets {
@@ -197,10 +241,19 @@ impl Offsets {
 
     fn row(&self, row: usize) -> Range<usize> {
         match self {
+            Self::Sparse(ends) => sparse_row(ends, row),
             Self::Short(offsets) => offsets[row].into()..offsets[row + 1].into(),
             Self::Narrow(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
             Self::Wide(offsets) => to_usize(offsets[row])..to_usize(offsets[row + 1]),
         }
+    }
+}
+
+/// The references of `row` among those of the rows that have some.
+fn sparse_row(ends: &[(u16, usize)], row: usize) -> Range<usize> {
+    match ends.binary_search_by_key(&row, |(row, _)| usize::from(*row)) {
+        Ok(at) => at.checked_sub(1).map_or(0, |before| ends[before].1)..ends[at].1,
+        Err(_) => 0..0,
     }
 }
 
@@ -254,6 +307,17 @@ mod tests {
         let offsets = Offsets::new(vec![0, 5, 1 << 32]);
         assert_eq!(offsets.row(0), 0..5);
         assert_eq!(offsets.row(1), 5..1 << 32);
+    }
+
+    #[test]
+    fn rows_that_are_not_in_a_sparse_chunk_are_empty() {
+        let chunk = Chunk::sparse(vec![(3, 2), (16_383, 3)], vec![7, 8, 9]);
+        let graph = Graph::of_chunks(vec![Chunk::sparse(vec![], vec![]), chunk], 40_000, 0);
+        let rows: Vec<_> = [0, 16_384, 16_387, 16_388, 32_767]
+            .map(|row| graph.references(row))
+            .to_vec();
+        assert_eq!(rows, [&[][..], &[], &[7, 8], &[], &[9]]);
+        assert_eq!(graph.edges(), 3);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Marking: which blocks the roots reach.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -32,7 +33,7 @@ pub fn mark(graph: &Graph) -> Marks {
 }
 
 impl Marks {
-    fn none(blocks: usize) -> Self {
+    pub(super) fn none(blocks: usize) -> Self {
         let mut bits: Vec<_> = (0..blocks.div_ceil(64))
             .map(|_| AtomicU64::new(0))
             .collect();
@@ -74,15 +75,41 @@ impl Marks {
         self.bits.iter().map(|bits| !bits.load(Relaxed))
     }
 
+    /// Those of the blocks `rows` that no root reaches.
+    pub(super) fn unreached_in(&self, rows: Range<usize>) -> impl Iterator<Item = usize> + '_ {
+        ones(rows, |word| !self.bits[word].load(Relaxed))
+    }
+
     /// Marks `block`, and says whether this call was the one that did: the caller that hears
     /// `true` follows the block's references, so every block is followed once.
-    fn mark(&self, block: u32) -> bool {
+    pub(super) fn mark(&self, block: u32) -> bool {
         let bit = 1 << (block % 64);
         let bits = &self.bits[block as usize / 64];
         // Most references lead to blocks that are marked already, and a load is cheaper. Relaxed
         // is enough: the bit guards no other memory, and the end of the scope publishes all.
         bits.load(Relaxed) & bit == 0 && bits.fetch_or(bit, Relaxed) & bit == 0
     }
+}
+
+/// The bits of `range` that are set when it is their turn, in a bitmap of words of 64 bits.
+pub(super) fn ones(
+    range: Range<usize>,
+    word: impl Fn(usize) -> u64,
+) -> impl Iterator<Item = usize> {
+    let mut next = range.start;
+    std::iter::from_fn(move || {
+        while next < range.end {
+            let bits = word(next / 64) >> (next % 64);
+            if bits == 0 {
+                next = (next / 64 + 1) * 64;
+                continue;
+            }
+            let found = next + bits.trailing_zeros() as usize;
+            next = found + 1;
+            return (found < range.end).then_some(found);
+        }
+        None
+    })
 }
 
 /// The blocks on a task's stack from which on half of it becomes a task of its own.
@@ -177,6 +204,16 @@ mod tests {
             let leaked: u32 = marks.unreached().map(u64::count_ones).sum();
             assert_eq!(leaked, blocks);
         }
+    }
+
+    #[test]
+    fn ones_are_the_set_bits_of_the_range() {
+        let words = [1 | 1 << 63, 0, 1 << 5];
+        let found = |range| ones(range, |word| words[word]).collect::<Vec<_>>();
+        assert_eq!(found(0..192), [0, 63, 133]);
+        assert_eq!(found(1..133), [63]);
+        assert_eq!(found(133..134), [133]);
+        assert!(found(134..192).is_empty() && found(5..5).is_empty());
     }
 
     #[test]

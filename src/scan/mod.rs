@@ -1,5 +1,6 @@
 //! From blocks and roots to leaks: the reference graph, marking, and what leaks hold.
 
+mod bounded;
 mod components;
 mod extract;
 mod filter;
@@ -9,8 +10,11 @@ pub mod fuzzing;
 pub mod fuzzing_files;
 mod graph;
 mod leak;
+mod leaked;
 mod leaks;
 mod mark;
+mod reread;
+mod room;
 mod root;
 mod roots;
 #[cfg(any(test, fuzzing))]
@@ -19,6 +23,8 @@ mod testing;
 mod threads;
 mod window;
 
+pub use bounded::{ReachError, reach_within};
+pub use extract::Source;
 pub use filter::Filter;
 pub use graph::{Alignment, Graph, Interrupted};
 pub use leak::{Leak, LeakKind};

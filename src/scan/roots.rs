@@ -109,7 +109,7 @@ mod tests {
     use crate::heap::glibc::strategies::{contents, mutations};
     use crate::heap::glibc::testing::{Built, releases};
     use crate::heap::{Block, glibc};
-    use crate::scan::{Alignment, Filter, Graph, leaks, mark};
+    use crate::scan::{Alignment, Graph, Source, leaks, mark};
     use crate::snapshot::{Module, Segment};
     use crate::stacklog::StackLog;
     use crate::stacklog::testing::{HEADER, LogWriter};
@@ -232,15 +232,9 @@ mod tests {
         let leaked = |no_roots: &RangeSet| {
             let roots = roots(&snapshot, &heap, no_roots, &[]);
             let (memory, words) = (&*snapshot.memory, Alignment::Words);
-            let graph = Graph::extract(
-                memory,
-                snapshot.width,
-                &heap.blocks,
-                &roots,
-                words,
-                Filter::best(),
-                &|| false,
-            );
+            let words = (snapshot.width, words);
+            let graph =
+                Graph::extract(&Source::new(memory, &heap.blocks, &roots, words, &|| false));
             let graph = graph.expect("nobody interrupts");
             leaks(&graph, &mark(&graph), &heap.blocks).len()
         };

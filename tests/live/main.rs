@@ -17,6 +17,7 @@ mod generator;
 mod harm;
 mod heap_modes;
 mod kinds;
+mod memory;
 mod methods;
 mod mono;
 mod obstacles;

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ValueEnum, ValueHint};
 
-use super::{Color, FileArgs, OutputArgs, ScanArgs, SnapshotMethod, TargetArgs, WhichArgs};
+use super::{
+    Color, FileArgs, OutputArgs, ScanArgs, SnapshotMethod, TargetArgs, WhichArgs, parse_size,
+};
 
 /// What to compare the leaks with.
 #[derive(Debug, clap::Args)]
@@ -54,14 +56,20 @@ pub(crate) struct DiffArgs {
     /// When to use colours.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: Color,
+    /// Take at most SIZE of memory (RssAnon): bytes, or with K, M or G. The leaks are the same.
+    ///
+    /// Where that is less than a scan needs, the exit status is 2, and it is said how much would do.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) memory_limit: Option<u64>,
     #[command(flatten)]
     pub(crate) files: FileArgs,
 }
 
 impl DiffArgs {
     /// How a process, or a file of its memory, is scanned.
-    pub(crate) fn scan() -> ScanArgs {
+    pub(crate) fn scan(&self) -> ScanArgs {
         ScanArgs {
+            memory_limit: self.memory_limit,
             max_pause: None,
             no_roots: Vec::new(),
             unaligned: false,

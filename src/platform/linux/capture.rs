@@ -189,6 +189,7 @@ impl Stopped {
         let wanted = extent.bytes();
         let buffer = if buffer.capacity() < wanted {
             // The target grew faster than expected.
+            drop(buffer);
             CopyBuffer::untouched(wanted).map_err(|error| CaptureError::Buffer(wanted, error))?
         } else {
             buffer

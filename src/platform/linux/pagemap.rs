@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use crate::addr::{Addr, AddrRange};
 
@@ -75,9 +76,11 @@ impl PageMap {
         Ok(found)
     }
 
-    /// Reads an entry for each page.
+    /// Reads an entry for each page. Where the entries do not say which page of memory each is, pages of
+    /// zeros count like others.
     fn read_entries(&self, range: AddrRange, which: Pages) -> io::Result<Vec<AddrRange>> {
         let mut found = Vec::new();
+        let zeros = zero_page();
         let mut entries = [0_u8; 64 * 1024];
         let mut page = range.start.0 / PAGE;
         let end = range.end.0.div_ceil(PAGE);
@@ -90,7 +93,8 @@ impl PageMap {
             }
             for entry in entries[..count].chunks_exact(8) {
                 let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
-                if counts(entry, which) {
+                let is_zeros = entry >> 63 == 1 && zeros == Some(entry & PAGE_NUMBER);
+                if counts(entry, which) && !is_zeros {
                     push_joined(&mut found, page * PAGE, (page + 1) * PAGE);
                 }
                 page += 1;
@@ -98,6 +102,25 @@ impl PageMap {
         }
         Ok(found)
     }
+}
+
+/// Bits 0 to 54 of an entry of a page that is present: which page of memory it is, for those who may know.
+const PAGE_NUMBER: u64 = (1 << 55) - 1;
+
+/// The page of memory that is mapped wherever zeros are read that nobody has written; `None` for those who
+/// may not know.
+fn zero_page() -> Option<u64> {
+    static NUMBER: OnceLock<Option<u64>> = OnceLock::new();
+    *NUMBER.get_or_init(|| {
+        let page = memmap2::MmapMut::map_anon(1).ok()?;
+        std::hint::black_box(page.first().copied());
+        let mut entry = [0; 8];
+        let file = File::open("/proc/self/pagemap").ok()?;
+        let offset = page.as_ptr() as u64 / PAGE * 8;
+        file.read_exact_at(&mut entry, offset).ok()?;
+        let number = u64::from_le_bytes(entry) & PAGE_NUMBER;
+        (number != 0).then_some(number)
+    })
 }
 
 /// Bits 63 (present), 62 (swapped), 61 (file page or shared anonymous) and 58 (guard page, which
@@ -204,6 +227,29 @@ mod tests {
         ] {
             assert_eq!(counts(entry, Pages::Used), used, "{entry:#x}");
             assert_eq!(counts(entry, Pages::Own), own, "{entry:#x}");
+        }
+    }
+
+    #[test]
+    fn pages_of_zeros_that_were_only_read_do_not_count() {
+        let mut map = memmap2::MmapMut::map_anon(64 * 4096).expect("memory");
+        for page in 0..64 {
+            std::hint::black_box(map[page * 4096]);
+        }
+        map[7 * 4096] = 1;
+        let range = AddrRange::with_size(Addr(map.as_ptr() as u64), map.len() as u64);
+        let written = AddrRange::with_size(Addr(range.start.0 + 7 * PAGE), PAGE);
+        let pagemap = PageMap::new(File::open("/proc/self/pagemap").expect("own page map"));
+        let entries = pagemap.read_entries(range, Pages::Own).expect("entries");
+        let expected = if zero_page().is_some() {
+            written
+        } else {
+            range
+        };
+        assert_eq!(entries, [expected]);
+        match pagemap.scan(range, Pages::Own, 0) {
+            Ok(scanned) => assert_eq!(scanned, [written]),
+            Err(error) => assert!(is_unsupported(&error), "{error}"),
         }
     }
 

@@ -41,6 +41,8 @@ const MOST_FORKS: u32 = 10;
 const GUARDIAN_MORE: Duration = Duration::from_secs(5);
 /// How long a thread takes to stop and to go on at the most, where there are many.
 const SLOW_STOP: Duration = Duration::from_micros(200);
+/// So much longer an analysis may take in little memory: blocks are read one by one.
+const LITTLE_MEMORY: u32 = 4;
 /// What an analysis takes beside that: on a machine with many more runnable threads than processors,
 /// what takes milliseconds takes long.
 const ANALYSIS: Duration = Duration::from_secs(1);
@@ -79,6 +81,8 @@ pub struct Target {
     fork: Rc<RefCell<Attempts>>,
     /// How long it may stand still at a time.
     pub(super) max_pause: Option<Duration>,
+    /// How much anonymous memory rleaks may have.
+    pub(super) memory_limit: Option<u64>,
 }
 
 /// What came of attempts to make a child of a target.
@@ -118,6 +122,7 @@ impl Target {
             pauses: Rc::default(),
             fork: Rc::default(),
             max_pause: None,
+            memory_limit: None,
         }
     }
 
@@ -126,6 +131,14 @@ impl Target {
     #[must_use]
     pub fn with_max_pause(mut self, limit: Option<Duration>) -> Self {
         self.max_pause = limit;
+        self
+    }
+
+    /// The same process, which is copied only where the copy and what is found in it take `limit` bytes of
+    /// anonymous memory at most, with all else that rleaks has.
+    #[must_use]
+    pub fn with_memory_limit(mut self, limit: Option<u64>) -> Self {
+        self.memory_limit = limit;
         self
     }
 
@@ -208,7 +221,10 @@ impl Target {
     /// Says so when the target has ended, may not be traced, or a thread does not stop. Then it
     /// runs on.
     pub fn stop(&self, survey: &Survey) -> Result<Stopped, CaptureError> {
-        let limit = survey.limit();
+        let limit = survey.limit().saturating_mul(match self.memory_limit {
+            Some(_) => LITTLE_MEMORY,
+            None => 1,
+        });
         // The rest is for letting go.
         let rest = self.max_pause.filter(|_| survey.method == Method::Copy);
         let deadline = Instant::now() + rest.unwrap_or(limit).min(limit / 4 * 3);
