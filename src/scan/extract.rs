@@ -146,23 +146,26 @@ pub(super) fn plan(source: &Source<'_>, rows: Range<usize>) -> Vec<Piece> {
 
 fn plan_blocks(source: &Source<'_>, rows: Range<usize>) -> Vec<Piece> {
     let mut pieces = Vec::new();
-    let (mut first, mut bytes) = (rows.start, 0);
-    for row in rows.clone() {
-        let size = source.blocks.size(row);
-        if size > WINDOW || bytes + size > PIECE {
-            pieces.push(Piece::Blocks(first..row));
-            (first, bytes) = (row, 0);
-        }
-        if size > WINDOW {
-            pieces.extend(parts(source, row));
-            first = row + 1;
-        } else {
-            bytes += size;
-        }
+    let mut first = rows.start;
+    for row in source.blocks.larger_than(WINDOW, rows.clone()) {
+        plan_small(source, first..row, &mut pieces);
+        pieces.extend(parts(source, row));
+        first = row + 1;
     }
-    pieces.push(Piece::Blocks(first..rows.end));
-    pieces.retain(|piece| !matches!(piece, Piece::Blocks(rows) if rows.is_empty()));
+    plan_small(source, first..rows.end, &mut pieces);
     pieces
+}
+
+/// Cuts `rows` into runs of blocks in at most [`PIECE`] bytes of addresses. Each of them is smaller than that.
+fn plan_small(source: &Source<'_>, mut rows: Range<usize>, pieces: &mut Vec<Piece>) {
+    while let Some(block) = source.blocks.range(rows.clone()).next() {
+        let next = source
+            .blocks
+            .ending_after(block.start.saturating_add(PIECE));
+        let next = next.clamp(rows.start + 1, rows.end);
+        pieces.push(Piece::Blocks(rows.start..next));
+        rows.start = next;
+    }
 }
 
 /// Cuts a row at multiples of [`PIECE`], and leaves out what the target never touched.
@@ -219,9 +222,21 @@ impl<'a> Extractor<'a> {
 
     /// The window of as many blocks, from the first of `rows`, as lie close together.
     fn run(&self, rows: Range<usize>) -> Window {
-        let mut blocks = self.source.blocks.range(rows.clone());
-        let first = blocks.next().unwrap_or_default();
-        let mut range = first.range();
+        let all = self.source.blocks;
+        let mut blocks = all.range(rows.clone());
+        let mut range = blocks.next().unwrap_or_default().range();
+        let next = all.ending_after(range.start.saturating_add(WINDOW));
+        let near = rows.start..next.clamp(rows.start + 1, rows.end);
+        if all.are_close(near.clone(), GAP) {
+            range.end = all
+                .get(near.end - 1)
+                .map_or(range.end, |last| last.range().end);
+            return Window {
+                rows: near,
+                range,
+                end: range.end,
+            };
+        }
         let close = blocks.take_while(|block| {
             let next = block.range();
             let close = next.start.0.saturating_sub(range.end.0) < GAP

@@ -192,24 +192,13 @@ impl Chunk {
 
     /// Joins the results of all pieces of `rows`, which are in the order of the rows.
     fn join(rows: &Range<usize>, found: Vec<Found>) -> Self {
-        let mut offsets = vec![0; rows.len() + 1];
-        for piece in &found {
-            let first = piece.first_row - rows.start + 1;
-            for (offset, count) in offsets[first..].iter_mut().zip(&piece.counts) {
-                *offset += u64::from(*count);
-            }
-        }
-        let mut end = 0;
-        for offset in &mut offsets {
-            end += *offset;
-            *offset = end;
-        }
+        let offsets = Offsets::new(rows, &found);
         let mut edges = found.into_iter().map(|piece| piece.edges);
         let mut all = edges.next().unwrap_or_default();
         edges.for_each(|edges| all.extend_from_slice(&edges));
         all.shrink_to_fit();
         Self {
-            offsets: Offsets::new(offsets),
+            offsets,
             edges: all,
         }
     }
@@ -230,13 +219,25 @@ fn bytes_of(found: &Found) -> u64 {
 }
 
 impl Offsets {
-    fn new(offsets: Vec<u64>) -> Self {
-        let short: Result<Vec<u16>, _> = offsets.iter().map(|o| u16::try_from(*o)).collect();
-        if let Ok(short) = short {
-            return Self::Short(short);
+    /// The offsets of `rows`, whose references are `found` in the order of the rows.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "no sum is larger than that of all"
+    )]
+    fn new(rows: &Range<usize>, found: &[Found]) -> Self {
+        let counts = || {
+            found
+                .iter()
+                .map(|p| (p.first_row - rows.start, &p.counts[..]))
+        };
+        let all: u64 = found.iter().map(|piece| piece.edges.len() as u64).sum();
+        if all <= u16::MAX.into() {
+            Self::Short(sums(rows.len(), counts(), |sum| sum as u16))
+        } else if all <= u32::MAX.into() {
+            Self::Narrow(sums(rows.len(), counts(), |sum| sum as u32))
+        } else {
+            Self::Wide(sums(rows.len(), counts(), |sum| sum))
         }
-        let narrow: Result<Vec<u32>, _> = offsets.iter().map(|o| u32::try_from(*o)).collect();
-        narrow.map_or(Self::Wide(offsets), Self::Narrow)
     }
 
     fn row(&self, row: usize) -> Range<usize> {
@@ -247,6 +248,29 @@ impl Offsets {
             Self::Wide(offsets) => to_usize(offsets[row])..to_usize(offsets[row + 1]),
         }
     }
+}
+
+/// The sums of the counts before each of so many rows, and of all. Each piece has the counts of consecutive rows,
+/// and the number of the first of them; a row can be in several pieces, or in none.
+fn sums<'a, T: Copy>(
+    rows: usize,
+    pieces: impl Iterator<Item = (usize, &'a [u32])>,
+    to: impl Fn(u64) -> T,
+) -> Vec<T> {
+    let mut sums = Vec::with_capacity(rows + 1);
+    let mut sum = 0;
+    for (first, counts) in pieces {
+        // Of rows without a piece, and that of the first row before it.
+        sums.resize((first + 1).max(sums.len()), to(sum));
+        // What a piece before had of the first row.
+        sums.truncate(first + 1);
+        sums.extend(counts.iter().map(|count| {
+            sum += u64::from(*count);
+            to(sum)
+        }));
+    }
+    sums.resize(rows + 1, to(sum));
+    sums
 }
 
 /// The references of `row` among those of the rows that have some.
@@ -299,14 +323,33 @@ mod tests {
 
     #[test]
     fn offsets_of_every_size_are_kept() {
-        for end in [6, u64::from(u16::MAX), 1 << 16, u64::from(u32::MAX)] {
-            let offsets = Offsets::new(vec![0, 5, end]);
-            assert_eq!(offsets.row(0), 0..5);
-            assert_eq!(offsets.row(1), 5..to_usize(end));
+        let pieces = [
+            (1, &[5, 0][..]),
+            (3, &[2]),
+            (3, &[u32::MAX]),
+            (3, &[1]),
+            (6, &[1]),
+        ];
+        let before = u64::from(u32::MAX) + 8;
+        let expected = [0, 0, 5, 5, before, before, before, before + 1, before + 1];
+        assert_eq!(sums(8, pieces.into_iter(), |sum| sum), expected);
+        for offsets in [
+            Offsets::Short(vec![0, 5, 6]),
+            Offsets::Narrow(vec![0, 5, 6]),
+            Offsets::Wide(vec![0, 5, 6]),
+        ] {
+            assert_eq!((offsets.row(0), offsets.row(1)), (0..5, 5..6));
         }
-        let offsets = Offsets::new(vec![0, 5, 1 << 32]);
-        assert_eq!(offsets.row(0), 0..5);
-        assert_eq!(offsets.row(1), 5..1 << 32);
+        let found = |edges| Found {
+            first_row: 10,
+            counts: vec![edges, 0],
+            edges: vec![0; edges as usize],
+            unreadable: 0,
+        };
+        let short = Offsets::new(&(10..12), &[found(65_535)]);
+        assert_eq!(short, Offsets::Short(vec![0, 65_535, 65_535]));
+        let narrow = Offsets::new(&(10..12), &[found(65_536)]);
+        assert_eq!(narrow, Offsets::Narrow(vec![0, 65_536, 65_536]));
     }
 
     #[test]

@@ -54,12 +54,14 @@ pub(super) struct Before {
     pub(super) last: Option<u64>,
 }
 
-/// A leaf without ranks.
-pub(super) fn leaf(starts: &Starts) -> Leaf {
-    starts.map(|starts| Entry {
-        starts,
-        ..Entry::default()
-    })
+/// A leaf with all these starts, without ranks.
+pub(super) fn leaf<'a>(all: impl Iterator<Item = &'a Starts>) -> Leaf {
+    let mut leaf = [Entry::default(); 64];
+    for starts in all {
+        let entries = leaf.iter_mut().zip(starts);
+        entries.for_each(|(entry, starts)| entry.starts |= starts);
+    }
+    leaf
 }
 
 /// Counts the starts of a leaf, which is that of `page`, onto those before it.

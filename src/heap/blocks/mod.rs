@@ -25,7 +25,7 @@ pub(crate) use run::Run;
 
 use super::Block;
 use crate::addr::{Addr, AddrRange};
-use leaf::{Before, Entry, FAR, GRANULES, Leaf, Place};
+use leaf::{Before, Entry, FAR, GRANULES, Leaf, Place, Starts};
 use sizes::Sizes;
 
 /// Pages between two neighbouring starts, from which on a new cluster begins. A page of the table
@@ -285,6 +285,43 @@ impl Blocks {
         pairs.filter(|gap| gap.size() >= GAP)
     }
 
+    /// The numbers of those of the blocks `numbers` that are larger than `size` bytes, 64 KiB or more.
+    pub(crate) fn larger_than(
+        &self,
+        size: u64,
+        numbers: Range<usize>,
+    ) -> impl Iterator<Item = usize> + '_ {
+        self.sizes.larger_than(size, numbers)
+    }
+
+    /// Says whether no two neighbours among the blocks `numbers`, of which there is one at least, are as far as
+    /// `gap` bytes apart. It may say no where a large block only looks like a gap.
+    pub(crate) fn are_close(&self, numbers: Range<usize>, gap: u64) -> bool {
+        // So many entries without a start lie between such neighbours.
+        let least = (gap >> (self.granule + 6)).saturating_sub(1);
+        let first = self.range(numbers.clone());
+        let leaves = self.leaves[first.leaf..].iter();
+        let pages = &self.leaf_pages[first.leaf..];
+        let mut without = 0;
+        for ((leaf, page), number) in leaves.zip(pages).zip(0..) {
+            let skipped = if number == 0 { first.entry } else { 0 };
+            for entry in &leaf[skipped..] {
+                if entry.rank as usize >= numbers.end {
+                    return true;
+                }
+                without = if entry.starts == 0 { without + 1 } else { 0 };
+                if without >= least {
+                    return false;
+                }
+            }
+            if pages.get(number + 1).is_some_and(|next| *next != page + 1) {
+                let is_last = self.leaves.get(first.leaf + number + 1);
+                return is_last.is_none_or(|next| next[0].rank as usize >= numbers.end);
+            }
+        }
+        true
+    }
+
     #[inline(always)]
     fn page(&self, page: u64) -> Page {
         let after = self.clusters.partition_point(|c| c.page <= page);
@@ -431,12 +468,12 @@ impl Blocks {
                 run.refine(granule);
             }
         }
+        let sizes: Vec<&Sizes> = runs.iter().map(|run| &run.sizes).collect();
         let mut blocks = Self {
             granule,
-            sizes: Sizes::for_all(runs.iter().map(|run| &run.sizes)),
+            sizes: Sizes::joined(&sizes),
             ..Self::default()
         };
-        runs.iter().for_each(|run| blocks.sizes.append(&run.sizes));
         let (Some(first), Some(end)) = (
             runs.first().and_then(Run::start),
             runs.last().and_then(Run::end),
@@ -451,21 +488,18 @@ impl Blocks {
 
     /// Adds a leaf for each page of `runs`. A page can be the last one of a run and the first one of the next.
     fn add_leaves(&mut self, runs: &[Run]) {
-        for run in runs {
-            for (page, starts) in run.pages.iter().zip(&run.starts) {
-                let new = leaf::leaf(starts);
-                match self.leaves.last_mut() {
-                    Some(last) if self.leaf_pages.last() == Some(page) => {
-                        let entries = last.iter_mut().zip(new);
-                        entries.for_each(|(entry, new)| entry.starts |= new.starts);
-                    }
-                    _ => {
-                        self.leaves.push(new);
-                        self.leaf_pages.push(*page);
-                    }
-                }
-            }
-        }
+        let pages = runs
+            .iter()
+            .flat_map(|run| run.pages.iter().zip(&run.starts));
+        let pages: Vec<(&u64, &Starts)> = pages.collect();
+        let same: Vec<_> = pages
+            .chunk_by(|(page, _), (next, _)| page == next)
+            .collect();
+        self.leaf_pages = same.iter().map(|same| *same[0].0).collect();
+        let leaves = same.par_iter();
+        self.leaves = leaves
+            .map(|same| leaf::leaf(same.iter().map(|(_, starts)| *starts)))
+            .collect();
     }
 
     /// Numbers all starts, and makes the table of pages.

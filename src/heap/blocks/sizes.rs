@@ -6,6 +6,8 @@ use rayon::prelude::*;
 
 /// Sizes that one task looks at.
 const PART: usize = 64 * 1024;
+/// Sizes that are looked at together.
+const GROUP: usize = 1024;
 
 /// Stands for a size in the other list: all that are not smaller.
 const LARGE: u16 = u16::MAX;
@@ -73,32 +75,56 @@ impl Sizes {
     /// The numbers of the sizes that are in `wanted`, in ascending order.
     pub(super) fn find(&self, wanted: &RangeInclusive<u64>) -> Vec<usize> {
         let small = |size: &u64| u16::try_from(*size).unwrap_or(LARGE);
-        let near = small(wanted.start())..=small(wanted.end());
-        let parts = self.small.par_chunks(PART).enumerate();
-        let found = parts.flat_map_iter(|(part, sizes)| {
-            let numbers = (part * PART..).zip(sizes);
-            let near = numbers.filter(|(_, size)| near.contains(size));
-            let numbers = near.map(|(number, _)| number);
-            let found = numbers.filter(|number| wanted.contains(&self.get(*number)));
-            found.collect::<Vec<_>>()
+        let (least, most) = (small(wanted.start()), small(wanted.end()));
+        let is_near = |size: &u16| (least <= *size) & (*size <= most);
+        let groups = self.small.par_chunks(GROUP).enumerate();
+        // Most groups have none.
+        let near =
+            groups.filter(|(_, group)| group.iter().fold(false, |near, s| near | is_near(s)));
+        let numbers = near.flat_map_iter(|(group, sizes)| {
+            let first = group * GROUP;
+            first..first + sizes.len()
         });
-        found.collect()
+        numbers
+            .filter(|number| wanted.contains(&self.get(*number)))
+            .collect()
     }
 
-    /// Room for all sizes of `parts`.
-    pub(super) fn for_all<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
-        Self {
-            small: Vec::with_capacity(parts.map(Self::len).sum()),
+    /// The numbers of those of the sizes `numbers` that are larger than `size`, which is not less than [`LARGE`].
+    pub(super) fn larger_than(
+        &self,
+        size: u64,
+        numbers: Range<usize>,
+    ) -> impl Iterator<Item = usize> + '_ {
+        debug_assert!(size >= LARGE.into());
+        let first = self.large.partition_point(|(n, _)| *n < numbers.start);
+        let large = self.large[first..].iter();
+        large
+            .take_while(move |(number, _)| *number < numbers.end)
+            .filter(move |(_, large)| *large > size)
+            .map(|(number, _)| *number)
+    }
+
+    /// All sizes of `parts`, one after the other.
+    pub(super) fn joined(parts: &[&Self]) -> Self {
+        let mut all = Self {
+            small: vec![0; parts.iter().map(|part| part.len()).sum()],
             large: Vec::new(),
+        };
+        let mut copies = Vec::new();
+        let (mut rest, mut before) = (&mut all.small[..], 0);
+        for part in parts {
+            let large = part.large.iter();
+            all.large
+                .extend(large.map(|(number, size)| (number + before, *size)));
+            let (own, others) = rest.split_at_mut(part.len());
+            rest = others;
+            before += part.len();
+            copies.push((own, &part.small));
         }
-    }
-
-    pub(super) fn append(&mut self, other: &Self) {
-        let before = self.len();
-        let large = other.large.iter();
-        self.large
-            .extend(large.map(|(number, size)| (number + before, *size)));
-        self.small.extend_from_slice(&other.small);
+        let copies = copies.into_par_iter();
+        copies.for_each(|(own, small)| own.copy_from_slice(small));
+        all
     }
 
     /// Removes the sizes with these numbers, which are in ascending order and differ: few, as a

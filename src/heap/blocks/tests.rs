@@ -127,6 +127,38 @@ fn blocks_of_several_runs_share_pages() {
 }
 
 #[test]
+fn gaps_are_found_where_there_are_no_starts() {
+    let close: Vec<_> = (0..5000).map(|i| block(0x1_0010 + i * 160, 100)).collect();
+    let far = block(close[4999].range().end.0.next_multiple_of(16) + 4096, 16);
+    let farther = block(far.start.0 + (1 << 20), 16);
+    let blocks: Blocks = close.into_iter().chain([far, farther]).collect();
+    for start in [0, 1, 4000, 4999] {
+        assert!(blocks.are_close(start..5000, 4096), "{start}");
+        assert!(!blocks.are_close(start..5001, 4096), "{start}");
+        assert!(!blocks.are_close(start..5002, 4096), "{start}");
+    }
+    assert!(blocks.are_close(5000..5001, 4096));
+    assert!(!blocks.are_close(5000..5002, 4096));
+    assert!(blocks.are_close(5001..5002, 4096));
+}
+
+#[test]
+fn large_blocks_are_found_by_their_numbers() {
+    let sizes = [16, 65_535, 70_000, 24, 1 << 20, 65_534, 300_000];
+    let mut at = 0x1000;
+    let list = sizes.map(|size| {
+        let block = block(at, size);
+        at += size.next_multiple_of(16);
+        block
+    });
+    let blocks: Blocks = list.into_iter().collect();
+    let larger = |numbers| blocks.larger_than(65_536, numbers).collect::<Vec<_>>();
+    assert_eq!(larger(0..7), [2, 4, 6]);
+    assert_eq!(larger(3..6), [4]);
+    check(&list);
+}
+
+#[test]
 fn runs_of_different_granules_are_joined() {
     let list = [block(0x1000, 16), block(0x1018, 8), block(0x2_0004, 4)];
     let runs = list.chunks(1).map(|part| part.iter().copied().collect());
@@ -186,6 +218,9 @@ proptest! {
         let addrs = AddrRange::new(Addr(numbers.start as u64 * 90), Addr(numbers.end as u64 * 90));
         let expected = list.iter().filter(|block| !block.range().intersection(&addrs).is_empty());
         prop_assert!(blocks.within(addrs).eq(expected.copied()));
+        let part = &list[numbers.clone()];
+        let is_close = part.windows(2).all(|pair| pair[1].start.0 - pair[0].range().end.0 < 4096);
+        prop_assert!(part.is_empty() || is_close || !blocks.are_close(numbers.clone(), 4096));
         let wanted = list.iter().filter(|block| (24..=30).contains(&block.size));
         prop_assert!(blocks.of_size(&(24..=30)).eq(wanted.copied()));
     }
