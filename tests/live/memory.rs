@@ -108,7 +108,7 @@ fn least(arguments: &[&str]) -> (String, Value, u64) {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert_eq!(text(&output.stdout), "");
         let message = format!("rleaks: --memory-limit {limit} is too small: this target");
-        assert!(said.starts_with(&message), "{said}");
+        assert!(said.contains(&message), "{said}");
         limit = needed(&said);
     }
     panic!("{limit} is still too small");
@@ -150,11 +150,11 @@ fn leaks_are_the_same_in_little_memory() {
     for file in ["kind_root_leak.c", "kind_cycle.c", "cpp_types.cpp"] {
         let fixture = Fixture::start(file);
         assert_limits_change_nothing(&fixture.pid(), &["--snapshot=stream"]);
+        assert_limits_change_nothing(&fixture.pid(), &["--unaligned", "--threads=1"]);
     }
     let fixture = Fixture::start_with("generator.c", &["12", "3", "3000"]);
     let pid = fixture.pid();
     assert_limits_change_nothing(&pid, &[]);
-    assert_limits_change_nothing(&pid, &["--unaligned", "--threads=1"]);
     assert_limits_change_nothing(&pid, &["--snapshot=fork", "--no-roots=stacks"]);
     let saved = SavedFile::new(&pid, &[]);
     assert_limits_change_nothing(saved.path().to_str().unwrap(), &[]);
