@@ -208,7 +208,8 @@ impl Marking<'_> {
             let mut next = 0;
             while let Some(first) = self.pending.first(next..blocks) {
                 let rows = self.pending.rows(first..blocks);
-                let stack: Vec<u32> = rows.take(self.stacks.split / 2).map(number).collect();
+                let together = self.stacks.split.div_ceil(2);
+                let stack: Vec<u32> = rows.take(together).map(number).collect();
                 next = stack.last().map_or(blocks, |last| *last as usize + 1);
                 stack
                     .iter()

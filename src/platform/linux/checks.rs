@@ -14,7 +14,7 @@ use crate::addr::{Addr, AddrRange};
 use crate::snapshot::Extent;
 
 /// Bytes that are copied to measure the speed: more than the processor's caches hold.
-const MEASURED: u64 = 64 << 20;
+pub(super) const MEASURED: u64 = 64 << 20;
 
 /// The rights that this process has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::capture_error::CaptureError;
-use super::checks::copy_speed;
+use super::checks::{MEASURED, copy_speed};
 use super::copy::CopyBuffer;
 use super::cost::{Costs, MUCH, Work};
 use super::fork::{self, ForkRefusal, Guardian, Parts};
@@ -62,7 +62,8 @@ impl Survey {
         if self.method == Method::Fork && target.max_pause.is_none() {
             return Ok(());
         }
-        let speed = copy_speed().ok().flatten();
+        let may_measure = is_within(target.memory_limit, 2 * MEASURED, 0);
+        let speed = may_measure.then(|| copy_speed().ok().flatten()).flatten();
         let huge = self.uses.iter().map(|part| part.huge).sum();
         let work = Work {
             threads: self.threads,
