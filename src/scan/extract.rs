@@ -350,10 +350,14 @@ impl<'a> Edges<'a> {
     #[inline(never)]
     fn flush(&mut self) {
         let values = &self.hits.values[..self.assigned];
-        // Two short loops: more loads that miss are under way at once than in a long one.
+        // Short loops, each of which has the next one's memory fetched: many misses are under way at once.
         let mut targets = [0; MOST_HITS];
+        for value in values {
+            self.index.prefetch_candidate(*value);
+        }
         for (target, value) in targets.iter_mut().zip(values) {
             *target = self.index.candidate(*value);
+            self.index.prefetch_block(*target);
         }
         for ((target, value), row) in targets.iter().zip(values).zip(&self.rows) {
             let edge = Some((*row, *target));

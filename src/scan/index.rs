@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::iter;
 
+use super::filter::prefetch;
 use crate::addr::AddrRange;
 use crate::heap::Block;
 
@@ -124,14 +125,35 @@ impl<'a> BlockIndex<'a> {
     /// that starts at or below it.
     #[inline]
     pub(super) fn candidate(&self, value: u64) -> u32 {
-        let after = self.clusters.partition_point(|c| c.base <= value);
-        let cluster = self.clusters[after - 1];
-        let page = (value - cluster.base) >> (self.granule + PAGE_GRANULES);
-        let page = self.pages[cluster.first_page + index(page.min(cluster.pages))];
+        let page = self.page(value);
         let (leaf, entry) = (&self.leaves[page.leaf as usize], self.entry(value));
         let below = u64::MAX >> (63 - self.bit(value));
         let rank = page.rank + u32::from(leaf.ranks[entry]);
         (rank + (leaf.bits[entry] & below).count_ones()).saturating_sub(1)
+    }
+
+    /// Has what [`BlockIndex::candidate`] will look at for `value` brought into the cache.
+    #[inline]
+    pub(super) fn prefetch_candidate(&self, value: u64) {
+        let (leaf, entry) = (self.page(value).leaf, self.entry(value));
+        let leaf = &self.leaves[leaf as usize];
+        prefetch(&leaf.bits[entry]);
+        prefetch(&leaf.ranks[entry]);
+    }
+
+    /// Has what [`BlockIndex::holds`] will look at for `block` brought into the cache.
+    #[inline]
+    pub(super) fn prefetch_block(&self, block: u32) {
+        prefetch(&self.blocks[block as usize]);
+    }
+
+    /// The page that `value` belongs to: not below the first cluster.
+    #[inline]
+    fn page(&self, value: u64) -> Page {
+        let after = self.clusters.partition_point(|c| c.base <= value);
+        let cluster = self.clusters[after - 1];
+        let page = (value - cluster.base) >> (self.granule + PAGE_GRANULES);
+        self.pages[cluster.first_page + index(page.min(cluster.pages))]
     }
 
     /// Says whether `value`, which is not below the block, is in it.
@@ -399,6 +421,44 @@ mod tests {
         assert!(index.pages.len() < 1000 * 2049);
     }
 
+    fn ranges(blocks: &[Block], most: usize) -> Vec<(u64, u64)> {
+        let index = BlockIndex::new(blocks).expect("few blocks");
+        let ranges = index.ranges(most).into_iter();
+        ranges.map(|range| (range.start.0, range.end.0)).collect()
+    }
+
+    #[test]
+    fn ranges_are_apart_where_the_largest_gaps_are() {
+        let blocks = [
+            block(0x10_0010, 16),
+            block(0x10_0020, 4 << 20), // No gap, but pages without a start.
+            block(0x50_0020, 16),
+            block(0x60_0030, 16),
+            block(0x555_0000_0000, 16),
+            block(0x7ff_0000_0000, 16),
+            block(0x7ff_0030_0000, 16),
+        ];
+        let hull = (0x10_0010, 0x7ff_0030_0010);
+        assert_eq!(ranges(&blocks, 1), [hull]);
+        let brk = (0x10_0010, 0x60_0040);
+        let (middle, high) = (
+            (0x555_0000_0000, 0x555_0000_0010),
+            (0x7ff_0000_0000, hull.1),
+        );
+        assert_eq!(ranges(&blocks, 3), [brk, middle, high]);
+        let high = [
+            (0x7ff_0000_0000, 0x7ff_0000_0010),
+            (0x7ff_0030_0000, hull.1),
+        ];
+        assert_eq!(ranges(&blocks, 4), [brk, middle, high[0], high[1]]);
+        let low = [(0x10_0010, 0x50_0030), (0x60_0030, 0x60_0040)];
+        assert_eq!(
+            ranges(&blocks, 9),
+            [low[0], low[1], middle, high[0], high[1]]
+        );
+        assert!(ranges(&[], 4).is_empty());
+    }
+
     /// Heaps of blocks with gaps and sizes of every magnitude.
     fn heaps() -> impl Strategy<Value = Vec<Block>> {
         let step = (0u32..36, any::<u64>(), 0u32..36, any::<u64>());
@@ -423,6 +483,24 @@ mod tests {
             for value in values {
                 prop_assert_eq!(index.find(value % end), naive(&blocks, value % end));
             }
+        }
+
+        #[test]
+        fn all_blocks_and_no_large_gap_are_in_few_ranges(blocks in heaps(), most in 1usize..6) {
+            let ranges = ranges(&blocks, most);
+            let whole = (0..blocks.len()).filter(|at| {
+                let range = blocks[*at].range();
+                ranges.iter().any(|r| r.0 <= range.start.0 && range.end.0 <= r.1)
+            });
+            prop_assert_eq!(whole.count(), blocks.len());
+            let gaps = blocks.windows(2).map(|pair| pair[1].start.0 - pair[0].range().end.0);
+            let mut gaps: Vec<u64> = gaps.filter(|gap| *gap >= GAP).collect();
+            gaps.sort_unstable_by_key(|gap| Reverse(*gap));
+            gaps.truncate(most - 1);
+            gaps.sort_unstable();
+            let mut found: Vec<_> = ranges.windows(2).map(|pair| pair[1].0 - pair[0].1).collect();
+            found.sort_unstable();
+            prop_assert_eq!(found, gaps);
         }
     }
 }
