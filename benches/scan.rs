@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rleaks::addr::{Addr, AddrRange};
 use rleaks::heap::Block;
-use rleaks::memory::Memory;
+use rleaks::memory::{Memory, Width};
 use rleaks::scan::{self, Alignment, BlockIndex, Filter, Graph, Root, RootKind, RootSource};
 
 /// Blocks of the heap, of 16 to 512 bytes: 1 M are about 150 MiB.
@@ -16,19 +16,7 @@ const BASE: u64 = 0x5555_5575_6000;
 fn benchmarks(criterion: &mut Criterion) {
     let heap = Heap::new();
     let index = BlockIndex::new(&heap.blocks).expect("few blocks");
-    let extract = || {
-        Graph::extract(
-            &heap,
-            rleaks::memory::Width::Eight,
-            &index,
-            &heap.roots(),
-            Alignment::Words,
-            Filter::best(),
-            &|| false,
-        )
-        .expect("nothing interrupts")
-    };
-    let graph = extract();
+    let graph = heap.extract(&index, Filter::best());
     let marks = scan::mark(&graph);
 
     let mut group = criterion.benchmark_group("scan");
@@ -37,13 +25,30 @@ fn benchmarks(criterion: &mut Criterion) {
     group.bench_function("index", |b| {
         b.iter(|| BlockIndex::new(black_box(&heap.blocks)).is_ok())
     });
-    group.bench_function("extract", |b| b.iter(extract));
+    for filter in Filter::all() {
+        group.bench_function(format!("extract, {}", filter.name()), |b| {
+            b.iter(|| heap.extract(&index, filter));
+        });
+    }
     group.bench_function("mark", |b| b.iter(|| scan::mark(black_box(&graph))));
     let leaked = graph.blocks() - marks.count();
     group.throughput(Throughput::Elements(leaked as u64));
     group.bench_function("leaks", |b| {
         b.iter(|| scan::leaks(&graph, &marks, &heap.blocks))
     });
+    // One block that has all words in it: nearly nothing but the filter.
+    let end = heap.blocks[BLOCKS - 1].range().end;
+    let whole = [Block {
+        start: Addr(BASE),
+        size: end.0 - BASE,
+    }];
+    let index = BlockIndex::new(&whole).expect("one block");
+    group.throughput(Throughput::Elements(whole[0].size / 8));
+    for filter in Filter::all() {
+        group.bench_function(format!("words, {}", filter.name()), |b| {
+            b.iter(|| heap.extract(&index, filter));
+        });
+    }
     group.finish();
 }
 
@@ -92,6 +97,12 @@ impl Heap {
             source: RootSource::Memory(AddrRange::with_size(Addr(BASE), BLOCKS as u64)),
             name: "globals".to_owned(),
         }]
+    }
+
+    fn extract(&self, index: &BlockIndex<'_>, filter: Filter) -> Graph {
+        let (width, words) = (Width::Eight, Alignment::Words);
+        Graph::extract(self, width, index, &self.roots(), words, filter, &|| false)
+            .expect("nothing interrupts")
     }
 
     fn set_word(&mut self, addr: Addr, value: u64) {
