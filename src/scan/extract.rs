@@ -145,7 +145,7 @@ pub(super) fn extract(source: &Source<'_>, piece: &Piece) -> Result<Found, Inter
     let mut extractor = Extractor {
         source,
         reader: Reader::new(source.memory, source.reach()),
-        edges: Edges::new(source.index, piece),
+        edges: Edges::new(source, piece),
     };
     match piece {
         Piece::Blocks(rows) => extractor.blocks(rows.clone())?,
@@ -264,6 +264,7 @@ fn rows_in<'a>(
 /// lookup's loads overlap with those of the next.
 struct Edges<'a> {
     index: &'a BlockIndex<'a>,
+    filter: Filter,
     hits: Hits,
     /// The row of each hit, from the first of the piece.
     rows: [u32; MOST_HITS],
@@ -275,13 +276,14 @@ struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    fn new(index: &'a BlockIndex<'a>, piece: &Piece) -> Self {
+    fn new(source: &Source<'a>, piece: &Piece) -> Self {
         let rows = match piece {
             Piece::Blocks(rows) => rows.clone(),
             Piece::Part { row, .. } | Piece::Words { row } => *row..row + 1,
         };
         Self {
-            index,
+            index: source.index,
+            filter: source.filter,
             hits: Hits::new(),
             rows: [0; MOST_HITS],
             assigned: 0,
@@ -325,7 +327,17 @@ impl<'a> Edges<'a> {
     ///
     /// The block of an address is found as that of a reference is. To go along with the blocks instead would take
     /// branches, as many as there are blocks, that the processor cannot foresee.
+    #[inline(never)]
     fn assign_by_address(&mut self, start: Addr, width: Width) {
+        self.filter.compiled_for(
+            #[inline(always)]
+            || self.look_rows_up(start, width),
+        );
+        self.flush_batch();
+    }
+
+    #[inline(always)]
+    fn look_rows_up(&mut self, start: Addr, width: Width) {
         let mut assigned = self.assigned;
         for hit in self.assigned..self.hits.count {
             let at = start.0 + u64::from(self.hits.positions[hit]);
@@ -336,7 +348,6 @@ impl<'a> Edges<'a> {
         }
         self.assigned = assigned;
         self.hits.count = assigned;
-        self.flush_batch();
     }
 
     /// Looks the hits up where they are enough for that.
@@ -349,6 +360,16 @@ impl<'a> Edges<'a> {
     /// Looks the hits up, and adds those that are references.
     #[inline(never)]
     fn flush(&mut self) {
+        self.filter.compiled_for(
+            #[inline(always)]
+            || self.look_up(),
+        );
+        self.assigned = 0;
+        self.hits.count = 0;
+    }
+
+    #[inline(always)]
+    fn look_up(&mut self) {
         let values = &self.hits.values[..self.assigned];
         // Short loops, each of which has the next one's memory fetched: many misses are under way at once.
         let mut targets = [0; MOST_HITS];
@@ -367,8 +388,6 @@ impl<'a> Edges<'a> {
                 self.found.counts[*row as usize] += 1;
             }
         }
-        self.assigned = 0;
-        self.hits.count = 0;
     }
 }
 

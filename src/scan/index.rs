@@ -123,7 +123,7 @@ impl<'a> BlockIndex<'a> {
 
     /// The only block that `value` can be in, if [`BlockIndex::may_find`] says yes: the last one
     /// that starts at or below it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn candidate(&self, value: u64) -> u32 {
         let page = self.page(value);
         let (leaf, entry) = (&self.leaves[page.leaf as usize], self.entry(value));
@@ -133,7 +133,7 @@ impl<'a> BlockIndex<'a> {
     }
 
     /// Has what [`BlockIndex::candidate`] will look at for `value` brought into the cache.
-    #[inline]
+    #[inline(always)]
     pub(super) fn prefetch_candidate(&self, value: u64) {
         let (leaf, entry) = (self.page(value).leaf, self.entry(value));
         let leaf = &self.leaves[leaf as usize];
@@ -148,7 +148,7 @@ impl<'a> BlockIndex<'a> {
     }
 
     /// The page that `value` belongs to: not below the first cluster.
-    #[inline]
+    #[inline(always)]
     fn page(&self, value: u64) -> Page {
         let after = self.clusters.partition_point(|c| c.base <= value);
         let cluster = self.clusters[after - 1];
@@ -157,7 +157,7 @@ impl<'a> BlockIndex<'a> {
     }
 
     /// Says whether `value`, which is not below the block, is in it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn holds(&self, block: u32, value: u64) -> bool {
         let block = self.blocks[block as usize];
         value.wrapping_sub(block.start.0) < block.size
