@@ -5,8 +5,8 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use rleaks::addr::{Addr, AddrRange};
 use rleaks::heap::{Block, Blocks};
-use rleaks::memory::Memory;
-use rleaks::scan::{self, Alignment, Graph, Root, RootKind, RootSource, Source};
+use rleaks::memory::{Memory, Width};
+use rleaks::scan::{self, Alignment, Filter, Graph, Root, RootKind, RootSource, Source};
 
 /// Blocks of the heap, of 16 to 512 bytes: 1 M are about 150 MiB.
 const BLOCKS: usize = 1_000_000;
@@ -16,11 +16,7 @@ const BASE: u64 = 0x5555_5575_6000;
 fn benchmarks(criterion: &mut Criterion) {
     let heap = Heap::new();
     let blocks: Blocks = heap.blocks.iter().copied().collect();
-    let roots = heap.roots();
-    let words = (rleaks::memory::Width::Eight, Alignment::Words);
-    let source = Source::new(&heap, &blocks, &roots, words, &|| false);
-    let extract = || Graph::extract(&source).expect("nothing interrupts");
-    let graph = extract();
+    let graph = heap.extract(&blocks, Filter::best());
     let marks = scan::mark(&graph);
 
     let mut group = criterion.benchmark_group("scan");
@@ -29,11 +25,28 @@ fn benchmarks(criterion: &mut Criterion) {
     group.bench_function("index", |b| {
         b.iter(|| black_box(&heap.blocks).iter().copied().collect::<Blocks>())
     });
-    group.bench_function("extract", |b| b.iter(extract));
+    for filter in Filter::all() {
+        group.bench_function(format!("extract, {}", filter.name()), |b| {
+            b.iter(|| heap.extract(&blocks, filter));
+        });
+    }
     group.bench_function("mark", |b| b.iter(|| scan::mark(black_box(&graph))));
     let leaked = graph.blocks() - marks.count();
     group.throughput(Throughput::Elements(leaked as u64));
     group.bench_function("leaks", |b| b.iter(|| scan::leaks(&graph, &marks, &blocks)));
+    // One block that has all words in it: nearly nothing but the filter.
+    let end = heap.blocks[BLOCKS - 1].range().end;
+    let whole = Block {
+        start: Addr(BASE),
+        size: end.0 - BASE,
+    };
+    let one: Blocks = std::iter::once(whole).collect();
+    group.throughput(Throughput::Elements(whole.size / 8));
+    for filter in Filter::all() {
+        group.bench_function(format!("words, {}", filter.name()), |b| {
+            b.iter(|| heap.extract(&one, filter));
+        });
+    }
     group.finish();
 }
 
@@ -82,6 +95,13 @@ impl Heap {
             source: RootSource::Memory(AddrRange::with_size(Addr(BASE), BLOCKS as u64)),
             name: "globals".to_owned(),
         }]
+    }
+
+    fn extract(&self, blocks: &Blocks, filter: Filter) -> Graph {
+        let roots = self.roots();
+        let words = (Width::Eight, Alignment::Words);
+        let source = Source::new(self, blocks, &roots, words, &|| false).with_filter(filter);
+        Graph::extract(&source).expect("nothing interrupts")
     }
 
     fn set_word(&mut self, addr: Addr, value: u64) {

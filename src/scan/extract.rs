@@ -6,7 +6,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use super::filter::{BATCH, Filter, Hits, MOST_HITS, MOST_RANGES, Ranges, Words};
+use super::filter::{BATCH, Filter, Hits, MOST_HITS, MOST_RANGES, Ranges, Words, prefetch};
 use super::graph::{Alignment, Interrupted};
 use super::root::{Root, RootSource};
 use super::window::{Reader, Segment, WINDOW, Window, widened};
@@ -191,7 +191,7 @@ pub(super) fn extract(source: &Source<'_>, piece: &Piece) -> Result<Found, Inter
     let mut extractor = Extractor {
         source,
         reader: Reader::new(source.memory, source.reach()),
-        edges: Edges::new(source.blocks, piece),
+        edges: Edges::new(source, piece),
     };
     match piece {
         Piece::Blocks(rows) => extractor.blocks(rows.clone())?,
@@ -323,6 +323,7 @@ fn rows_in<'a>(
 /// lookup's loads overlap with those of the next.
 struct Edges<'a> {
     blocks: &'a Blocks,
+    filter: Filter,
     hits: Hits,
     /// The row of each hit, from the first of the piece.
     rows: [u32; MOST_HITS],
@@ -334,13 +335,14 @@ struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    fn new(blocks: &'a Blocks, piece: &Piece) -> Self {
+    fn new(source: &Source<'a>, piece: &Piece) -> Self {
         let rows = match piece {
             Piece::Blocks(rows) => rows.clone(),
             Piece::Part { row, .. } | Piece::Words { row } => *row..row + 1,
         };
         Self {
-            blocks,
+            blocks: source.blocks,
+            filter: source.filter,
             hits: Hits::new(),
             rows: [0; MOST_HITS],
             assigned: 0,
@@ -384,7 +386,17 @@ impl<'a> Edges<'a> {
     ///
     /// The block of an address is found as that of a reference is. To go along with the blocks instead would take
     /// branches, as many as there are blocks, that the processor cannot foresee.
+    #[inline(never)]
     fn assign_by_address(&mut self, start: Addr, width: Width) {
+        self.filter.compiled_for(
+            #[inline(always)]
+            || self.look_rows_up(start, width),
+        );
+        self.flush_batch();
+    }
+
+    #[inline(always)]
+    fn look_rows_up(&mut self, start: Addr, width: Width) {
         let mut assigned = self.assigned;
         for hit in self.assigned..self.hits.count {
             let at = start.0 + u64::from(self.hits.positions[hit]);
@@ -395,7 +407,6 @@ impl<'a> Edges<'a> {
         }
         self.assigned = assigned;
         self.hits.count = assigned;
-        self.flush_batch();
     }
 
     /// Looks the hits up where they are enough for that.
@@ -408,11 +419,26 @@ impl<'a> Edges<'a> {
     /// Looks the hits up, and adds those that are references.
     #[inline(never)]
     fn flush(&mut self) {
+        self.filter.compiled_for(
+            #[inline(always)]
+            || self.look_up(),
+        );
+        self.assigned = 0;
+        self.hits.count = 0;
+    }
+
+    #[inline(always)]
+    fn look_up(&mut self) {
         let values = &self.hits.values[..self.assigned];
-        // Two short loops: more loads that miss are under way at once than in a long one.
+        // Short loops, each of which has the next one's memory fetched: many misses are under way at once.
         let mut targets = [Candidate::default(); MOST_HITS];
+        for value in values {
+            self.blocks.entry_of(*value).into_iter().for_each(prefetch);
+        }
         for (target, value) in targets.iter_mut().zip(values) {
             *target = self.blocks.candidate(*value);
+            let size = self.blocks.size_of(target.block);
+            size.into_iter().for_each(prefetch);
         }
         for ((target, value), row) in targets.iter().zip(values).zip(&self.rows) {
             let edge = Some((*row, target.block));
@@ -422,8 +448,6 @@ impl<'a> Edges<'a> {
                 self.found.counts[*row as usize] += 1;
             }
         }
-        self.assigned = 0;
-        self.hits.count = 0;
     }
 }
 

@@ -50,10 +50,11 @@ impl Filter {
         let mut paths = vec![Path::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi1") {
+            let bits = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("popcnt");
+            if bits && is_x86_feature_detected!("avx2") {
                 paths.push(Path::Avx2);
             }
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("bmi1") {
+            if bits && is_x86_feature_detected!("avx512f") {
                 paths.push(Path::Avx512);
             }
         }
@@ -96,6 +97,20 @@ impl Filter {
             (Width::Four, Alignment::Words) => self.find_words::<4, 4>(ranges, search),
             (Width::Eight, Alignment::Bytes) => self.find_words::<8, 1>(ranges, search),
             (Width::Four, Alignment::Bytes) => self.find_words::<4, 1>(ranges, search),
+        }
+    }
+
+    /// Does `work`, compiled with the instructions that the path needs: they count bits at once, too. That is so for
+    /// what is inlined into `work` only.
+    #[inline]
+    pub(super) fn compiled_for<T>(self, work: impl FnOnce() -> T) -> T {
+        match self.0 {
+            Path::Portable => work(),
+            // SAFETY: `Filter::all` alone makes these paths, where the processor has the features.
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2 | Path::Avx512 => unsafe { x86::counting(work) },
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon => work(),
         }
     }
 
@@ -292,6 +307,20 @@ impl Search<'_> {
     }
 }
 
+/// Asks the processor to have the memory at `place` in its cache soon, where it can be asked.
+#[inline]
+pub(super) fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: it reads nothing that the program could see, and `place` is valid memory.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+            std::ptr::from_ref(place).cast(),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// The word with the number `i` of `bytes`.
 #[inline(always)]
 fn word<const SIZE: usize, const STEP: usize>(bytes: &[u8], i: usize) -> u64 {
@@ -316,6 +345,11 @@ mod x86 {
     };
 
     use super::{Search, Span};
+
+    #[target_feature(enable = "popcnt,bmi1")]
+    pub(super) fn counting<T>(work: impl FnOnce() -> T) -> T {
+        work()
+    }
 
     #[target_feature(enable = "avx2,bmi1")]
     pub(super) fn avx2<const SIZE: usize, const STEP: usize, const RANGES: usize>(

@@ -234,6 +234,20 @@ impl Blocks {
         }
     }
 
+    /// What [`Blocks::candidate`] will look at for `value`, if that lies in memory of its own.
+    #[inline(always)]
+    pub(crate) fn entry_of(&self, value: u64) -> Option<&u64> {
+        let place = Place::of(value, self.granule);
+        let leaf = self.leaves.get(self.page(place.page).leaf as usize);
+        leaf.map(|leaf| &leaf[place.entry].starts)
+    }
+
+    /// What [`Blocks::holds`] will look at for this block.
+    #[inline(always)]
+    pub(crate) fn size_of(&self, block: u32) -> Option<&u16> {
+        self.sizes.place(block as usize)
+    }
+
     /// Says whether `value`, for which the candidate is this one, is in that block.
     #[inline(always)]
     pub(crate) fn holds(&self, candidate: Candidate, value: u64) -> bool {

@@ -39,12 +39,18 @@ impl Sizes {
         self.small.push(small);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, number: usize) -> u64 {
         match self.small[number] {
             LARGE => self.large(number),
             size => size.into(),
         }
+    }
+
+    /// Where the size with this number is, or what stands for it.
+    #[inline]
+    pub(super) fn place(&self, number: usize) -> Option<&u16> {
+        self.small.get(number)
     }
 
     #[cold]

@@ -165,6 +165,44 @@ fn runs_of_different_granules_are_joined() {
     check_index(&list, &Blocks::joined(runs.collect()));
 }
 
+fn spans(blocks: &[Block], most: usize) -> Vec<(u64, u64)> {
+    let blocks: Blocks = blocks.iter().copied().collect();
+    let ranges = blocks.spans(most).into_iter();
+    ranges.map(|range| (range.start.0, range.end.0)).collect()
+}
+
+#[test]
+fn spans_are_apart_where_the_largest_gaps_are() {
+    let blocks = [
+        block(0x10_0010, 16),
+        block(0x10_0020, 4 << 20), // No gap, but pages without a start.
+        block(0x50_0020, 16),
+        block(0x60_0030, 16),
+        block(0x555_0000_0000, 16),
+        block(0x7ff_0000_0000, 16),
+        block(0x7ff_0030_0000, 16),
+    ];
+    let hull = (0x10_0010, 0x7ff_0030_0010);
+    assert_eq!(spans(&blocks, 1), [hull]);
+    let brk = (0x10_0010, 0x60_0040);
+    let (middle, high) = (
+        (0x555_0000_0000, 0x555_0000_0010),
+        (0x7ff_0000_0000, hull.1),
+    );
+    assert_eq!(spans(&blocks, 3), [brk, middle, high]);
+    let high = [
+        (0x7ff_0000_0000, 0x7ff_0000_0010),
+        (0x7ff_0030_0000, hull.1),
+    ];
+    assert_eq!(spans(&blocks, 4), [brk, middle, high[0], high[1]]);
+    let low = [(0x10_0010, 0x50_0030), (0x60_0030, 0x60_0040)];
+    assert_eq!(
+        spans(&blocks, 9),
+        [low[0], low[1], middle, high[0], high[1]]
+    );
+    assert!(spans(&[], 4).is_empty());
+}
+
 /// Heaps of blocks with gaps and sizes of every magnitude.
 fn heaps() -> impl Strategy<Value = Vec<Block>> {
     let step = (0u32..36, any::<u64>(), 0u32..36, any::<u64>());
