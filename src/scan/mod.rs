@@ -21,7 +21,7 @@ mod window;
 
 pub use graph::{Alignment, Graph, Interrupted};
 pub use index::{BlockIndex, TooManyBlocks};
-pub use leak::{Leak, LeakKind};
+pub use leak::{Leak, LeakKind, Link};
 pub use leaks::{LeakSummary, leaks, summarize};
 pub use mark::{Marks, mark};
 pub use root::{Root, RootKind, RootSource};
