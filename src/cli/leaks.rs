@@ -26,7 +26,7 @@ use crate::scan::{self, Alignment, BlockIndex, Graph, Leak, Marks, RootKind};
 use crate::snapshot::saved::Damage;
 use crate::snapshot::{ContentLevel, Method};
 use crate::stacklog::StackLog;
-use crate::symbolize::{Describer, Shown, Starts, Symbolizer};
+use crate::symbolize::{Describer, Shown, Source, Starts, Symbolizer};
 use crate::warning::{Bias, Warning};
 
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
@@ -283,7 +283,14 @@ fn starts(captured: &Captured, leaks: &[Leak], output: &OutputArgs) -> Starts {
         let block = usize::try_from(leaks.get(index)?.block).ok()?;
         heap.blocks.get(block).copied()
     };
-    Starts::read(snapshot, heap, shown, leaks.len(), block)
+    let source = Source {
+        memory: &*snapshot.memory,
+        width: snapshot.width,
+        modules: &snapshot.modules,
+        heap,
+        shown,
+    };
+    Starts::read(&source, leaks.len(), block)
 }
 
 fn without_content() -> Warning {

@@ -194,7 +194,9 @@ fn report_leaks(
 ) -> Leaks {
     let allocations: Option<Vec<Allocated>> = logged.map(|logged| {
         let leaks = leaks.par_iter();
-        leaks.map(|leak| allocated(logged.allocations, leak)).collect()
+        leaks
+            .map(|leak| allocated(logged.allocations, leak))
+            .collect()
     });
     let Described {
         numbers,
@@ -202,7 +204,11 @@ fn report_leaks(
     } = described;
     let rows = leaks.into_par_iter().zip(numbers);
     let rows = rows.map(|(leak, description)| row(heap, &leak, description));
-    Leaks::new(rows.collect(), allocations.unwrap_or_default(), descriptions)
+    Leaks::new(
+        rows.collect(),
+        allocations.unwrap_or_default(),
+        descriptions,
+    )
 }
 
 fn row(heap: &Heap, leak: &scan::Leak, description: u32) -> Row {
@@ -276,8 +282,8 @@ pub(super) fn summary(leaks: &Leaks) -> Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture::{clean, heap, leak, leaky, report, snapshot};
     use crate::report::LeakRef;
+    use crate::report::fixture::{clean, heap, leak, leaky, report, snapshot};
     use crate::symbolize::Description;
 
     #[test]
@@ -320,7 +326,14 @@ mod tests {
         snapshot.capture.pause = Duration::ZERO;
         let described = Described::default();
         let heap = heap(&[]);
-        let report = Report::new(&snapshot, &heap, Vec::new(), described, None, Duration::ZERO);
+        let report = Report::new(
+            &snapshot,
+            &heap,
+            Vec::new(),
+            described,
+            None,
+            Duration::ZERO,
+        );
         assert_eq!(report.capture.pause_seconds, None);
     }
 }

@@ -288,7 +288,11 @@ impl fmt::Debug for Leaks {
 
 impl PartialEq for Leaks {
     fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.iter().zip(other.iter()).all(|(a, b)| a.leak() == b.leak())
+        self.len() == other.len()
+            && self
+                .iter()
+                .zip(other.iter())
+                .all(|(a, b)| a.leak() == b.leak())
     }
 }
 
@@ -383,7 +387,9 @@ impl Collected {
         let mut known: Vec<Addr> = self.rows.iter().map(|row| row.address).collect();
         known.sort_unstable();
         let parents = self.parents.iter().flatten().flatten().copied();
-        let mut outside: Vec<Addr> = parents.filter(|p| known.binary_search(p).is_err()).collect();
+        let mut outside: Vec<Addr> = parents
+            .filter(|p| known.binary_search(p).is_err())
+            .collect();
         outside.sort_unstable();
         outside.dedup();
         for address in outside {

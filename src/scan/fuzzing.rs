@@ -107,7 +107,9 @@ fn check_leaks(graph: &Graph, blocks: &[Block]) {
     let in_cycles = found
         .iter()
         .filter(|leak| leak.kind == super::LeakKind::RootCycle);
-    let in_cycles = in_cycles.filter(|leak| leak.tree_parent != Link::NONE).count();
+    let in_cycles = in_cycles
+        .filter(|leak| leak.tree_parent != Link::NONE)
+        .count();
     assert_eq!(
         tops.count() as u64 + held + in_cycles as u64,
         found.len() as u64

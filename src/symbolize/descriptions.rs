@@ -103,7 +103,10 @@ impl Descriptions {
         let entry = &self.entries[number as usize];
         let content = || &self.text[entry.start..entry.start + entry.length as usize];
         Description {
-            type_name: self.types.get(entry.type_number as usize).map(|name| &**name),
+            type_name: self
+                .types
+                .get(entry.type_number as usize)
+                .map(|name| &**name),
             content: (entry.length != NONE).then(content),
             content_length: entry.content_length,
         }
@@ -171,7 +174,10 @@ mod tests {
     #[test]
     fn nothing_is_known_of_nothing() {
         let mut descriptions = Descriptions::new();
-        assert_eq!(descriptions.get(Descriptions::NOTHING), Description::default());
+        assert_eq!(
+            descriptions.get(Descriptions::NOTHING),
+            Description::default()
+        );
         let number = descriptions.number(Description::default());
         assert_eq!(number, Descriptions::NOTHING);
         assert_eq!(descriptions.type_number(number), None);

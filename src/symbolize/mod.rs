@@ -32,5 +32,5 @@ pub use describe::Describer;
 pub use descriptions::{Description, Descriptions};
 pub use image::{CodeAddress, CodeImage, SourceFrame};
 pub use inventory::{ModuleSymbols, SymbolSource, inventory};
-pub use starts::{Described, Shown, Starts};
+pub use starts::{Described, Shown, Source, Starts};
 pub use symbolizer::{DataSymbol, Symbolizer};

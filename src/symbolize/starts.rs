@@ -3,6 +3,7 @@
 //! Symbols are in files, and a target that stands still may be the one that serves them: so its blocks
 //! are looked at first, and what that has found is named when the target runs again.
 
+use std::fmt;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -14,8 +15,8 @@ use super::preview::{self, Rest};
 use super::symbolizer::Segments;
 use crate::addr::Addr;
 use crate::heap::{Block, Heap};
-use crate::memory::Memory;
-use crate::snapshot::Snapshot;
+use crate::memory::{Memory, Width};
+use crate::snapshot::Module;
 
 /// Bytes that are read of every block: the first word, and most strings.
 const HEAD: usize = 128;
@@ -40,6 +41,28 @@ pub enum Shown {
     Types,
 }
 
+/// Where blocks are.
+pub struct Source<'a> {
+    /// What they hold.
+    pub memory: &'a dyn Memory,
+    /// The size of the target's pointers.
+    pub width: Width,
+    /// The modules that first words may point into.
+    pub modules: &'a [Module],
+    /// The heap that the blocks are of.
+    pub heap: &'a Heap,
+    /// How much of them may be shown.
+    pub shown: Shown,
+}
+
+impl fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source")
+            .field("shown", &self.shown)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What some blocks are.
 #[derive(Clone, Debug, Default)]
 pub struct Described {
@@ -62,26 +85,26 @@ pub struct Starts {
 }
 
 impl Starts {
-    /// Looks at `count` blocks of `snapshot`, whose heap is `heap`, in parallel. `block` tells each of them; they
-    /// are in ascending order. One that is no block starts with nothing.
+    /// Looks at `count` blocks, in parallel. `block` tells each of them; they are in ascending order. One that is no
+    /// block starts with nothing.
     #[must_use]
     pub fn read(
-        snapshot: &Snapshot,
-        heap: &Heap,
-        shown: Shown,
+        source: &Source<'_>,
         count: usize,
         block: impl Fn(usize) -> Option<Block> + Sync,
     ) -> Self {
-        let segments = Segments::new(&snapshot.modules);
+        let segments = Segments::new(source.modules);
         let read = |range: Range<usize>| {
             let blocks: Vec<Option<Block>> = range.map(&block).collect();
-            Reader::new(snapshot, heap, &segments, shown).read(&blocks)
+            Reader::new(source, &segments).read(&blocks)
         };
         let mut all = Self::default();
         for start in (0..count).step_by(PART * PARTS) {
             let end = count.min(start + PART * PARTS);
             let parts = (start..end).into_par_iter().step_by(PART);
-            let parts: Vec<Self> = parts.map(|first| read(first..end.min(first + PART))).collect();
+            let parts: Vec<Self> = parts
+                .map(|first| read(first..end.min(first + PART)))
+                .collect();
             parts.into_iter().for_each(|part| all.append(part));
         }
         all
@@ -90,7 +113,8 @@ impl Starts {
     /// Leaves out the blocks for which `is_kept` says no; it is asked for the index of each, in ascending order.
     pub fn retain(&mut self, mut is_kept: impl FnMut(usize) -> bool) {
         let mut indices = 0..;
-        self.numbers.retain(|_| indices.next().is_some_and(&mut is_kept));
+        self.numbers
+            .retain(|_| indices.next().is_some_and(&mut is_kept));
     }
 
     /// Names the types.
@@ -139,16 +163,15 @@ impl Starts {
             })
             .collect();
         let numbers = part.numbers.into_iter();
-        self.numbers.extend(numbers.map(|number| new[number as usize]));
+        self.numbers
+            .extend(numbers.map(|number| new[number as usize]));
     }
 }
 
 /// Looks at blocks in ascending order.
 struct Reader<'a> {
-    snapshot: &'a Snapshot,
-    heap: &'a Heap,
+    source: &'a Source<'a>,
     segments: &'a Segments,
-    shown: Shown,
     /// Bytes from `start` on that have been read.
     bytes: Vec<u8>,
     filled: usize,
@@ -157,12 +180,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(snapshot: &'a Snapshot, heap: &'a Heap, segments: &'a Segments, shown: Shown) -> Self {
+    fn new(source: &'a Source<'a>, segments: &'a Segments) -> Self {
         Self {
-            snapshot,
-            heap,
+            source,
             segments,
-            shown,
             bytes: vec![0; WINDOW],
             filled: 0,
             start: Addr(0),
@@ -190,9 +211,9 @@ impl<'a> Reader<'a> {
 
     /// The bytes of a block that are looked at.
     fn head_size(&self, block: &Block) -> usize {
-        let wanted = match self.shown {
+        let wanted = match self.source.shown {
             Shown::Contents => HEAD,
-            Shown::Types => self.snapshot.width.size(),
+            Shown::Types => self.source.width.size(),
         };
         usize::try_from(block.size).unwrap_or(wanted).min(wanted)
     }
@@ -200,12 +221,16 @@ impl<'a> Reader<'a> {
     /// Where the head of a block begins in the bytes that have been read.
     fn offset(&self, block: &Block) -> Option<usize> {
         let offset = block.start.0.checked_sub(self.start.0)?;
-        usize::try_from(offset).ok().filter(|offset| *offset <= self.filled)
+        usize::try_from(offset)
+            .ok()
+            .filter(|offset| *offset <= self.filled)
     }
 
     /// Says whether the head of a block has been read, to its end.
     fn has(&self, block: &Block) -> bool {
-        let end = self.offset(block).and_then(|offset| offset.checked_add(self.head_size(block)));
+        let end = self
+            .offset(block)
+            .and_then(|offset| offset.checked_add(self.head_size(block)));
         end.is_some_and(|end| end <= self.filled)
     }
 
@@ -224,16 +249,22 @@ impl<'a> Reader<'a> {
         let size = usize::try_from(read.0.saturating_sub(first.start.0)).unwrap_or(WINDOW);
         self.start = first.start;
         let bytes = &mut self.bytes[..size.min(WINDOW)];
-        self.filled = self.snapshot.memory.read(first.start, bytes);
+        self.filled = self.source.memory.read(first.start, bytes);
     }
 
     fn add_to(&mut self, starts: &mut Starts, block: &Block) {
         let offset = self.offset(block).unwrap_or(self.filled);
-        let end = self.filled.min(offset.saturating_add(self.head_size(block)));
+        let end = self
+            .filled
+            .min(offset.saturating_add(self.head_size(block)));
         let head = &self.bytes[offset..end];
-        let word = self.snapshot.width.word(head).filter(|word| self.is_telling(*word));
-        let text = match self.shown {
-            Shown::Contents => text(&*self.snapshot.memory, block, head, &mut self.longer),
+        let word = self
+            .source
+            .width
+            .word(head)
+            .filter(|word| self.is_telling(*word));
+        let text = match self.source.shown {
+            Shown::Contents => text(self.source.memory, block, head, &mut self.longer),
             Shown::Types => None,
         };
         let quoted = text.map(preview::quoted);
@@ -247,7 +278,7 @@ impl<'a> Reader<'a> {
 
     /// Says whether the type of a block may be told by this first word.
     fn is_telling(&self, word: u64) -> bool {
-        self.segments.module(Addr(word)).is_some() && !self.heap.owned.contains(Addr(word))
+        self.segments.module(Addr(word)).is_some() && !self.source.heap.owned.contains(Addr(word))
     }
 }
 
@@ -264,7 +295,9 @@ fn text<'a>(
     if !may_go_on {
         return Some(text);
     }
-    let size = usize::try_from(block.size).unwrap_or(MAX_READ).min(MAX_READ);
+    let size = usize::try_from(block.size)
+        .unwrap_or(MAX_READ)
+        .min(MAX_READ);
     longer.resize(size, 0);
     let read = memory.read(block.start, longer);
     longer.truncate(read);

@@ -81,7 +81,9 @@ impl<'r> Ordered<'r> {
     }
 }
 
-fn most_of_each_kind<'r>(mut reports: Vec<Vec<(LeakRef<'r>, Kind<'r>)>>) -> Vec<(LeakRef<'r>, Kind<'r>)> {
+fn most_of_each_kind<'r>(
+    mut reports: Vec<Vec<(LeakRef<'r>, Kind<'r>)>>,
+) -> Vec<(LeakRef<'r>, Kind<'r>)> {
     if reports.len() == 1 {
         return reports.pop().unwrap_or_default();
     }

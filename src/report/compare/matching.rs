@@ -33,7 +33,10 @@ impl Matching {
 }
 
 /// Matches leaks of one process: those at one address are the same, unless it was allocated again.
-pub(super) fn by_address(old: &[(LeakRef<'_>, Kind<'_>)], new: &[(LeakRef<'_>, Kind<'_>)]) -> Matching {
+pub(super) fn by_address(
+    old: &[(LeakRef<'_>, Kind<'_>)],
+    new: &[(LeakRef<'_>, Kind<'_>)],
+) -> Matching {
     let index: FxHashMap<Addr, usize> = (0..)
         .zip(old)
         .map(|(index, (leak, _))| (leak.address(), index))

@@ -66,7 +66,10 @@ fn rows(view: &View<'_>) -> Vec<Row> {
     // There may be millions of leaks, and have few names.
     let mut alike: FxHashMap<Alike, Totals> = FxHashMap::default();
     for leak in view.report.leaks.iter() {
-        alike.entry(Alike::of(leak)).or_default().add(Totals::of(leak));
+        alike
+            .entry(Alike::of(leak))
+            .or_default()
+            .add(Totals::of(leak));
     }
     let mut types: FxHashMap<String, Totals> = FxHashMap::default();
     for (alike, totals) in alike {

@@ -166,7 +166,11 @@ mod tests {
     }
 
     fn roots(forest: &Forest, leaks: &Leaks) -> Vec<u32> {
-        leaks.iter().map(LeakRef::row).filter(|row| forest.is_root(*row)).collect()
+        leaks
+            .iter()
+            .map(LeakRef::row)
+            .filter(|row| forest.is_root(*row))
+            .collect()
     }
 
     proptest! {

@@ -123,10 +123,12 @@ fn no_string_of_the_target_sends_control_characters() {
     report.target.executable = evil.to_owned();
     report.zones[0].name = evil.to_owned();
     report.warnings[0].message = evil.to_owned();
-    for leak in &mut report.leaks {
-        leak.type_name = Some(evil.to_owned());
-        leak.content = Some(evil.to_owned());
-    }
+    report.leaks.edit(|leaks| {
+        for leak in leaks {
+            leak.type_name = Some(evil.into());
+            leak.content = Some(evil.into());
+        }
+    });
     for frame in report.stacks.iter_mut().flat_map(|s| &mut s.frames) {
         frame.module = Some(evil.to_owned());
         frame.function = Some(evil.to_owned());
@@ -157,7 +159,7 @@ fn a_report_from_json_prints_the_same_text() {
 #[test]
 fn what_is_held_by_a_leak_outside_the_report_begins_a_tree() {
     let mut report = leaky();
-    report.leaks.retain(|leak| leak.size != 80);
+    report.leaks.retain(|leak| leak.size() != 80);
     let text = text(&report, &quiet(Layout::Trees));
     assert!(
         text.contains("1 INSTANCE OF 'INDIRECT LEAK: <malloc<64>>':"),
@@ -185,10 +187,11 @@ fn a_leak_that_holds_many_shows_the_largest() {
 /// alike, and one that is gone.
 fn compared(with: ComparedWith) -> Report {
     let mut old = with_stacks();
-    old.leaks
-        .retain(|leak| leak.kind != LeakKind::Indirect && leak.size != 40);
-    old.leaks.truncate(3);
-    (old.leaks[2].size, old.leaks[2].requested) = (4000, Some(4000));
+    old.leaks.edit(|leaks| {
+        leaks.retain(|leak| leak.kind != LeakKind::Indirect && leak.size != 40);
+        leaks.truncate(3);
+        (leaks[2].size, leaks[2].requested) = (4000, Some(4000));
+    });
     old.target.pid = Some(77);
     old.capture.taken_at = "2026-11-21T08:00:00Z".to_owned();
     let mut new = with_stacks();
@@ -237,9 +240,11 @@ fn two_processes() -> Diff {
         }
     };
     let mut old = with_stacks();
-    old.leaks.truncate(6);
+    old.leaks.edit(|leaks| leaks.truncate(6));
     let mut new = with_stacks();
-    new.leaks.remove(0);
+    new.leaks.edit(|leaks| {
+        leaks.remove(0);
+    });
     let old = side(old, 77, [(8, 3), (64, 10), (4096, 1)]);
     let new = side(new, 4242, [(8, 3), (64, 1000), (128, 1)]);
     let mut diff = Diff::new(&old, &new);
