@@ -9,8 +9,8 @@ use super::model::Group;
 use crate::scan::LeakKind;
 
 /// What the leaks of a group have in common.
-#[derive(PartialEq, Eq, Hash)]
-enum Alike {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Alike {
     /// The stack that allocated them.
     Stack(LeakKind, u32),
     /// What they look like, where no stack is known: type, size and zone.
@@ -18,7 +18,7 @@ enum Alike {
 }
 
 impl Alike {
-    fn of(leak: LeakRef<'_>) -> Self {
+    pub(super) fn of(leak: LeakRef<'_>) -> Self {
         let row = leak.here();
         match leak.stack() {
             Some(stack) => Self::Stack(row.kind, stack),

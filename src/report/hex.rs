@@ -138,7 +138,8 @@ mod tests {
         #[test]
         fn a_number_is_written_as_it_is_shown(value: u64, shift in 0_u32..64) {
             let value = value >> shift;
-            prop_assert_eq!(Digits::of(value).text(), Addr(value).to_string());
+            let digits = Digits::of(value);
+            prop_assert_eq!(digits.text(), Addr(value).to_string());
         }
     }
 

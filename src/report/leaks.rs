@@ -120,25 +120,6 @@ impl Leaks {
         LeakRef { leaks: self, row }
     }
 
-    /// The row of the leak at `address`, which is looked for from row `near` on in both directions.
-    pub(super) fn row_at(&self, address: Addr, near: u32) -> Option<u32> {
-        let near = (near as usize).min(self.rows.len());
-        let mut step = 1;
-        let (mut low, mut high) = (near, near);
-        while low > 0 && self.rows[low - 1].address >= address {
-            low = low.saturating_sub(step);
-            step *= 2;
-        }
-        step = 1;
-        while high < self.rows.len() && self.rows[high].address < address {
-            high = self.rows.len().min(high + step);
-            step *= 2;
-        }
-        let between = &self.rows[low..self.rows.len().min(high + 1)];
-        let found = between.binary_search_by_key(&address, |row| row.address);
-        found.ok().map(|index| number(low + index))
-    }
-
     /// The name of the type with this number.
     pub(super) fn type_name(&self, type_number: u32) -> &str {
         self.descriptions.type_name(type_number)
@@ -420,11 +401,12 @@ impl Collected {
         };
         for (index, row) in sorted.iter().zip(0..) {
             let row_of = |parent: Option<Addr>| {
-                let found = parent.and_then(|address| all.row_at(address, row));
-                found.unwrap_or(NONE)
+                let found = all.rows.binary_search_by_key(&parent?, |row| row.address);
+                found.ok().map(number)
             };
-            let [parent, tree_parent] = self.parents[*index as usize].map(row_of);
-            let row = &mut all.rows[row as usize];
+            let parents = self.parents[*index as usize].map(row_of);
+            let [parent, tree_parent] = parents.map(|row| row.unwrap_or(NONE));
+            let row: &mut Row = &mut all.rows[row];
             (row.parent, row.tree_parent) = (parent, tree_parent);
         }
         all

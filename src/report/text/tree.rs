@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::io::{self, Write};
 
+use rustc_hash::FxHashMap;
+
 use super::forest::{Forest, Totals};
 use super::label::{Label, kind_name};
 use super::list::Preview;
@@ -10,6 +12,7 @@ use super::size::{Count, Size};
 use super::stack;
 use super::view::View;
 use crate::addr::Addr;
+use crate::report::group::Alike;
 use crate::report::{Group, LeakRef};
 use crate::scan::LeakKind;
 
@@ -56,43 +59,49 @@ pub(super) fn write_groups(view: &View<'_>, out: &mut dyn Write) -> io::Result<(
     write_rest(view, left_out, out)
 }
 
+/// The trees of each group, but for groups without any: all of their leaks may stand below others.
 fn groups_of_trees<'a>(view: &View<'a>, forest: &Forest) -> Vec<Trees<'a>> {
-    let groups = view.report.groups.iter();
-    let mut groups: Vec<_> = groups
-        .filter_map(|group| trees_of(view, group, forest))
+    let report = view.report;
+    let groups = report.groups.iter();
+    let by_first: FxHashMap<Addr, &Group> = groups
+        .filter_map(|group| Some((*group.leaks.first()?, group)))
         .collect();
-    groups.sort_by_key(|trees| {
-        let first = view.report.leaks.at(trees.largest[0]);
-        (Reverse(trees.totals.bytes), first.address())
+    // The first leak of a group is the first that comes up here.
+    let mut roots: FxHashMap<Alike, (Addr, Vec<u32>)> = FxHashMap::default();
+    for leak in report.leaks.iter() {
+        let first = || (leak.address(), Vec::new());
+        let (_, roots) = roots.entry(Alike::of(leak)).or_insert_with(first);
+        if forest.is_root(leak.row()) {
+            roots.push(leak.row());
+        }
+    }
+    let trees = roots.into_values().filter_map(|(first, roots)| {
+        let group = by_first.get(&first)?;
+        (!roots.is_empty()).then(|| Trees::new(group, roots, forest))
     });
-    groups
+    let mut trees: Vec<Trees<'a>> = trees.collect();
+    trees.sort_unstable_by_key(|trees| (Reverse(trees.totals.bytes), trees.largest[0]));
+    trees
 }
 
-/// The trees that begin with leaks of `group`. There may be none: all of its leaks may stand below
-/// others.
-fn trees_of<'a>(view: &View<'a>, group: &'a Group, forest: &Forest) -> Option<Trees<'a>> {
-    let mut near = 0;
-    let row = |address: &Addr| {
-        let row = view.report.leaks.row_at(*address, near)?;
-        near = row;
-        forest.is_root(row).then_some(row)
-    };
-    let mut roots: Vec<u32> = group.leaks.iter().filter_map(row).collect();
-    let mut totals = Totals::default();
-    for root in &roots {
-        totals.add(forest.totals(*root));
+impl<'a> Trees<'a> {
+    fn new(group: &'a Group, mut roots: Vec<u32>, forest: &Forest) -> Self {
+        let mut totals = Totals::default();
+        for root in &roots {
+            totals.add(forest.totals(*root));
+        }
+        let count = roots.len() as u64;
+        // Equal ones are in the order of their addresses, which is that of the rows.
+        leave_largest(&mut roots, MAX_INSTANCES, |root| {
+            (Reverse(forest.totals(*root).bytes), *root)
+        });
+        Self {
+            group,
+            count,
+            largest: roots,
+            totals,
+        }
     }
-    let count = roots.len() as u64;
-    // Equal ones are in the order of their addresses, which is that of the rows.
-    leave_largest(&mut roots, MAX_INSTANCES, |root| {
-        (Reverse(forest.totals(*root).bytes), *root)
-    });
-    (count > 0).then_some(Trees {
-        group,
-        count,
-        largest: roots,
-        totals,
-    })
 }
 
 /// Leaves the first `count` of `leaks`, in order of their keys: there may be millions.
