@@ -292,3 +292,42 @@ pub(super) fn wide(children: u32) -> Report {
     leaks.extend((1..=children).map(|block| leak(block, LeakKind::Indirect, Some(0))));
     report(&heap, &leaks, |_| Description::default())
 }
+
+/// `count` leaks: a chain of four and 96 single ones in each hundred, of which each has one of 20 sizes, and a
+/// string of its own or one that many have.
+pub(super) fn many(count: u32) -> Report {
+    let size = |block: u32| match block % 100 {
+        0..4 => 16,
+        place => 24 + 8 * u64::from(place % 20),
+    };
+    let heap = heap(&(0..count).map(size).collect::<Vec<_>>());
+    let leaks: Vec<_> = (0..count)
+        .map(|block| match block % 100 {
+            place @ 0..4 => scan::Leak {
+                held_blocks: 3 - place,
+                held_bytes: 16 * u64::from(3 - place),
+                ..match place {
+                    0 => leak(block, LeakKind::RootLeak, None),
+                    _ => leak(block, LeakKind::Indirect, Some(block - 1)),
+                }
+            },
+            _ => leak(block, LeakKind::RootLeak, None),
+        })
+        .collect();
+    let mut described = Described::default();
+    for block in 0..count {
+        let text = match block % 4 {
+            0 => "\"the same\"".to_owned(),
+            _ => format!("\"number {block}\""),
+        };
+        let description = Description {
+            content: Some(&text).filter(|_| block % 2 == 0).map(|text| &**text),
+            content_length: (block % 2 == 0).then_some(text.len() as u64),
+            type_name: (block % 5 == 3).then_some("Type"),
+        };
+        let number = described.descriptions.number(description);
+        described.numbers.push(number);
+    }
+    let total = Duration::from_millis(510);
+    Report::new(&snapshot(), &heap, leaks, described, None, total)
+}

@@ -474,3 +474,100 @@ impl Leaks {
         *self = leaks.into_iter().collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cmp::Reverse;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Leaks in any order, of which some are at the same address, and with parents that need not be there.
+    fn some_leaks() -> impl Strategy<Value = Vec<Leak<'static>>> {
+        let address = || (0_u64..20).prop_map(Addr);
+        let numbers = (
+            prop::option::of(0_u64..9),
+            prop::option::of(0_u32..9),
+            any::<u32>(),
+            any::<u64>(),
+        );
+        let text = || prop::option::of("[ab\u{1b}\"]{0,2}");
+        let leak = (
+            address(),
+            prop::option::of(address()),
+            prop::option::of(address()),
+            numbers,
+            text(),
+            text(),
+        );
+        let leak = leak.prop_map(
+            |(address, parent, tree_parent, numbers, type_name, content)| {
+                let (requested, stack, held_blocks, size) = numbers;
+                Leak {
+                    address,
+                    parent,
+                    tree_parent,
+                    size,
+                    requested,
+                    stack,
+                    held_blocks: held_blocks.into(),
+                    held_bytes: size / 3,
+                    allocated_milliseconds: requested.map(|requested| requested * 17),
+                    content_length: content.as_ref().map(|text| text.len() as u64),
+                    thread: stack,
+                    type_name: type_name.map(Cow::Owned),
+                    content: content.map(Cow::Owned),
+                    ..Leak::default()
+                }
+            },
+        );
+        prop::collection::vec(leak, 0..40)
+    }
+
+    proptest! {
+        #[test]
+        fn leaks_are_what_they_were_collected_from(leaks in some_leaks()) {
+            let collected: Leaks = leaks.iter().cloned().collect();
+            prop_assert_eq!(&collected.to_vec(), &leaks);
+            let json = serde_json::to_string(&leaks).expect("JSON");
+            prop_assert_eq!(&serde_json::to_string(&collected).expect("JSON"), &json);
+            let read: Leaks = serde_json::from_str(&json).expect("leaks");
+            prop_assert_eq!(read, collected);
+        }
+
+        #[test]
+        fn what_is_left_is_as_it_was(leaks in some_leaks(), kept in prop::collection::vec(any::<bool>(), 40)) {
+            let mut collected: Leaks = leaks.iter().cloned().collect();
+            let mut at = kept.iter();
+            collected.retain(|_| at.next() == Some(&true));
+            let expected = leaks.into_iter().zip(kept).filter(|(_, kept)| *kept);
+            let expected: Vec<_> = expected.map(|(leak, _)| leak).collect();
+            prop_assert_eq!(collected.to_vec(), expected);
+        }
+
+        #[test]
+        fn the_largest_come_first_and_equals_stay(
+            sizes in prop::collection::vec((0_u64..5, 0_u32..64, any::<u64>()), 0..200)
+        ) {
+            let row = |(few, shift, many): &(u64, u32, u64)| Row {
+                address: Addr(0),
+                size: if shift % 2 == 0 { *few } else { many >> shift },
+                held_bytes: few << shift,
+                held_blocks: 0,
+                parent: NONE,
+                tree_parent: NONE,
+                description: Descriptions::NOTHING,
+                zone: 0,
+                kind: LeakKind::RootLeak,
+            };
+            let rows: Vec<Row> = sizes.iter().map(row).collect();
+            let mut expected: Vec<u32> = (0..number(rows.len())).collect();
+            expected.sort_by_key(|row| {
+                let row = &rows[*row as usize];
+                Reverse(row.size.saturating_add(row.held_bytes))
+            });
+            prop_assert_eq!(largest_first(&rows), expected);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 use super::*;
 use crate::report::compare::{Diff, Earlier, LiveGroup, LiveMemory, Side};
-use crate::report::fixture::{chain, clean, leaky, wide, with_stacks, written};
+use crate::report::fixture::{chain, clean, leaky, many, wide, with_stacks, written};
 use crate::report::group::groups;
 use crate::report::{ComparedWith, Report, json};
 use crate::scan::LeakKind;
@@ -93,6 +93,83 @@ fn what_the_limit_leaves_out_is_counted() {
         );
         let note = format!("... {note} not shown; raise --limit to see more\n");
         assert!(text.contains(&note), "{text}");
+    }
+}
+
+/// The numbers in what comes before `word` in `text`, each time that it does.
+fn numbers_before(text: &str, word: &str) -> Vec<u64> {
+    let numbers = text.match_indices(word).map(|(end, _)| {
+        let digits = text[..end].trim_end();
+        let start = digits
+            .rfind(|c: char| !c.is_ascii_digit())
+            .map_or(0, |at| at + 1);
+        digits[start..].parse().expect("a number")
+    });
+    numbers.collect()
+}
+
+#[test]
+fn of_many_leaks_the_largest_are_shown_and_all_are_counted() {
+    const LEAKS: u64 = 100_000;
+    let report = many(100_000);
+    let limited = |layout, limit| {
+        let options = TextOptions {
+            limit: Some(limit),
+            ..quiet(layout)
+        };
+        text(&report, &options)
+    };
+    let list = limited(Layout::List, 10);
+    assert_eq!(list.matches("\nLeak: ").count(), 10);
+    assert_eq!(numbers_before(&list, "more leaks ("), [LEAKS - 10]);
+
+    let types = limited(Layout::Types, 2);
+    // A type of a fifth of all, and the largest size.
+    let shown: u64 = types
+        .lines()
+        .skip_while(|line| !line.contains("COUNT"))
+        .skip(1)
+        .take(2)
+        .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .sum();
+    assert_eq!(numbers_before(&types, "leaks ("), [LEAKS - shown]);
+
+    // All but the leaks below other ones are in groups that are shown, or that are counted.
+    let trees = limited(Layout::Trees, 3);
+    let totals: u64 = trees
+        .lines()
+        .filter(|line| line.ends_with("<< TOTAL >>"))
+        .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .sum();
+    assert_eq!(trees.matches("INSTANCES OF").count(), 3);
+    assert_eq!(
+        numbers_before(&trees, "leaks (").last(),
+        Some(&(LEAKS - totals))
+    );
+    let sizes: Vec<u64> = report
+        .groups
+        .iter()
+        .map(|group| group.bytes + group.held_bytes)
+        .collect();
+    assert!(sizes.is_sorted_by(|a, b| a >= b));
+}
+
+#[test]
+fn of_many_leaks_json_has_each() {
+    let report = many(100_000);
+    let document = written(|out| json::write_pretty(&report, out));
+    let read: serde_json::Value = serde_json::from_str(&document).expect("JSON");
+    let length = |field: &str| read[field].as_array().expect("an array").len();
+    assert_eq!(length("leaks"), 100_000);
+    let groups = read["groups"].as_array().expect("groups").iter();
+    let grouped = groups.map(|group| group["leaks"].as_array().expect("leaks").len());
+    assert_eq!(grouped.sum::<usize>(), 100_000);
+    assert_eq!(read["summary"]["leaked_blocks"], 100_000);
+    assert_eq!(read["summary"]["indirect"], 3_000);
+    let read: Report = serde_json::from_str(&document).expect("a report");
+    assert_eq!(read, report);
+    for layout in [Layout::Trees, Layout::List, Layout::Types] {
+        assert_eq!(text(&read, &quiet(layout)), text(&report, &quiet(layout)));
     }
 }
 
