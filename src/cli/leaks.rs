@@ -7,7 +7,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
-use rayon::prelude::*;
 
 use super::ExitStatus;
 use super::args::{LeaksArgs, OutputArgs, ScanArgs, SnapshotMethod};
@@ -19,21 +18,17 @@ use super::phases::Phases;
 use super::stacks;
 use super::target;
 use super::{save, saved};
-use crate::addr::{AddrRange, RangeSet};
-use crate::heap::Heap;
+use crate::addr::RangeSet;
 use crate::memory::{Excerpt, Memory};
 use crate::platform::{Target, TargetFiles, interrupt_flag};
 use crate::report::compare::Earlier;
 use crate::report::{Logged, Report, json, text};
 use crate::scan::{self, Alignment, Filter, Graph, Leak, Marks, ReachError, Root, RootKind};
 use crate::snapshot::saved::Damage;
-use crate::snapshot::{ContentLevel, Method, Snapshot};
+use crate::snapshot::{ContentLevel, Method};
 use crate::stacklog::StackLog;
-use crate::symbolize::{Describer, Description, Symbolizer};
+use crate::symbolize::{Describer, Shown, Source, Starts, Symbolizer};
 use crate::warning::{Bias, Warning};
-
-/// The bytes of a leaked block that say what it is.
-const DESCRIBED_BYTES: u64 = 4096;
 
 /// Scans each target and prints a report for each. A target that cannot be scanned does not keep
 /// the others from being scanned.
@@ -154,11 +149,15 @@ pub(super) fn analyse(
     phases: &mut Phases,
 ) -> anyhow::Result<Report> {
     let (graph, marks) = reach(&captured, args, phases)?;
+    phases.begin("tell leaks apart");
     let mut leaks = scan::leaks(&graph, &marks, &captured.heap.blocks);
     phases.begin("read the stack log");
     MemoryLimit::of(args).check(report_memory(&captured, &leaks))?;
     let allocations = stacks::allocations(&mut captured, &leaks).unwrap_or_default();
-    let excerpt = release(&mut captured, &leaks)?;
+    phases.begin("look at leaks");
+    let mut starts = starts(&captured, &leaks, output);
+    let has_memory = captured.stopped.is_none();
+    release(&mut captured)?;
 
     phases.begin("name call stacks");
     let snapshot = &mut captured.snapshot;
@@ -169,25 +168,20 @@ pub(super) fn analyse(
         stack.is_some_and(|stack| stacks.passes(stack, function))
     };
     let scanned = (&graph, &marks, &captured.heap);
-    let excluded = stacks::exclude(&mut leaks, &output.exclude, passes, scanned);
+    let found = (&mut leaks, &mut starts);
+    let excluded = stacks::exclude(found, &output.exclude, passes, scanned);
+    let unreadable = unreadable(&graph);
+    // They are large, and have told all that they know.
+    drop((graph, marks));
 
     phases.begin("describe leaks");
     let Captured { snapshot, heap, .. } = &captured;
-    let memory: &dyn Memory = match &excerpt {
-        Some(excerpt) => excerpt,
-        None => &*snapshot.memory,
-    };
+    let gone = Excerpt::default();
+    let memory: &dyn Memory = if has_memory { &*snapshot.memory } else { &gone };
     let symbolizer = Symbolizer::new(&snapshot.modules, memory, files);
     let describer = Describer::new(memory, snapshot.width, &symbolizer, heap);
-    let shows_content = !output.no_content && snapshot.capture.content == ContentLevel::Full;
-    let descriptions = describe(&describer, heap, &leaks, shows_content);
-    let described = |leak: &Leak| {
-        let index = leaks.binary_search_by_key(&leak.block, |leak| leak.block);
-        index.map_or_else(
-            |_| Description::default(),
-            |index| descriptions[index].clone(),
-        )
-    };
+    let described = starts.described(&describer);
+    phases.begin("group leaks");
     let is_reduced = snapshot.capture.content != ContentLevel::Full;
     let logged = captured.log.as_ref().map(|log| Logged {
         header: &log.header,
@@ -195,10 +189,10 @@ pub(super) fn analyse(
         stacks: (!output.no_stacks).then_some(&stacks),
         images: &images,
     });
-    let mut report = Report::new(snapshot, heap, &leaks, described, logged, phases.elapsed());
+    let mut report = Report::new(snapshot, heap, leaks, described, logged, phases.elapsed());
     report.summary.suppressed_blocks = excluded.blocks;
     report.summary.suppressed_bytes = excluded.bytes;
-    report.warnings.extend(unreadable(&graph));
+    report.warnings.extend(unreadable);
     if is_reduced && !output.no_content {
         report.warnings.push(without_content());
     }
@@ -262,15 +256,12 @@ fn reach_within(
     })
 }
 
-/// Lets a target go on that stands still until now, or ends the child that keeps its memory, and keeps what
-/// is needed to describe `leaks`.
-fn release(captured: &mut Captured, leaks: &[Leak]) -> anyhow::Result<Option<Excerpt>> {
-    let Some(stopped) = captured.stopped.take() else {
-        return Ok(None);
-    };
-    let excerpt = leak_starts(&captured.snapshot, &captured.heap, leaks);
-    stopped.release(&mut captured.snapshot)?;
-    Ok(Some(excerpt))
+/// Lets a target go on that stands still until now, or ends the child that keeps its memory.
+fn release(captured: &mut Captured) -> anyhow::Result<()> {
+    if let Some(stopped) = captured.stopped.take() {
+        stopped.release(&mut captured.snapshot)?;
+    }
+    Ok(())
 }
 
 /// Sets the number of threads, once: a second target finds it set.
@@ -311,49 +302,28 @@ fn report_memory(captured: &Captured, leaks: &[Leak]) -> u64 {
     const LOGGED_BLOCK: u64 = 20;
     let is_logged = captured.log.is_some();
     let logged = captured.heap.blocks.len() as u64 * LOGGED_BLOCK;
-    let described = captured.stopped.as_ref().map_or(0, |_| {
-        let sizes = described_ranges(&captured.heap, leaks).map(|range| range.size());
-        sizes.sum()
-    });
     let log = if is_logged { logged } else { 0 };
-    (leaks.len() as u64 * LEAK)
-        .saturating_add(described)
-        .saturating_add(log)
+    (leaks.len() as u64 * LEAK).saturating_add(log)
 }
 
-/// The starts of the leaked blocks, to be described when the target runs again.
-fn leak_starts(snapshot: &Snapshot, heap: &Heap, leaks: &[Leak]) -> Excerpt {
-    Excerpt::copy(&*snapshot.memory, described_ranges(heap, leaks))
-}
-
-fn described_ranges(heap: &Heap, leaks: &[Leak]) -> impl Iterator<Item = AddrRange> {
-    leaks.iter().filter_map(|leak| {
-        let mut range = heap.blocks.get(leak.block as usize)?.range();
-        range.end = range.end.min(range.start.saturating_add(DESCRIBED_BYTES));
-        Some(range)
-    })
-}
-
-fn describe(
-    describer: &Describer<'_>,
-    heap: &Heap,
-    leaks: &[Leak],
-    shows_content: bool,
-) -> Vec<Description> {
-    leaks
-        .par_iter()
-        .map(|leak| {
-            let block = heap.blocks.get(leak.block as usize);
-            match block {
-                None => Description::default(),
-                Some(block) if !shows_content => Description {
-                    type_name: describer.type_name(&block),
-                    content: None,
-                },
-                Some(block) => describer.describe(&block),
-            }
-        })
-        .collect()
+/// Looks at the starts of the leaked blocks, as far as they may be shown.
+fn starts(captured: &Captured, leaks: &[Leak], output: &OutputArgs) -> Starts {
+    let Captured { snapshot, heap, .. } = captured;
+    let is_full = snapshot.capture.content == ContentLevel::Full;
+    let shown = if is_full && !output.no_content {
+        Shown::Contents
+    } else {
+        Shown::Types
+    };
+    let block = |index: usize| heap.blocks.get(leaks.get(index)?.block as usize);
+    let source = Source {
+        memory: &*snapshot.memory,
+        width: snapshot.width,
+        modules: &snapshot.modules,
+        heap,
+        shown,
+    };
+    Starts::read(&source, leaks.len(), block)
 }
 
 fn without_content() -> Warning {

@@ -11,7 +11,7 @@ use crate::memory::Memory;
 use crate::platform::TargetFiles;
 use crate::report::compare::{LiveGroup, LiveMemory};
 use crate::report::{CallStacks, CodeImages};
-use crate::stacklog::{Allocation, Allocations, LogError, Records, StackLog};
+use crate::stacklog::{AllocationReader, Allocations, LogError, Records, StackLog};
 use crate::symbolize::{Describer, Symbolizer};
 
 /// What blocks of a group have in common. The stack has its number in the log.
@@ -122,10 +122,13 @@ impl<'a> Logged<'a> {
         let recorded = Recorded::find(&captured.heap, &records)?;
         let known: Vec<Option<(u32, u32)>> = (0..captured.heap.blocks.len())
             .into_par_iter()
-            .map(|block| {
-                let record = recorded.record(block)?;
-                Some((Allocation::read(&records, record)?.stack?, record))
-            })
+            .map_init(
+                || AllocationReader::new(&records),
+                |reader, block| {
+                    let record = recorded.record(block)?;
+                    Some((reader.read(record)?.stack?, record))
+                },
+            )
             .collect();
         let mut first = FxHashMap::default();
         for (stack, record) in known.iter().flatten() {
@@ -142,7 +145,7 @@ impl<'a> Logged<'a> {
 
     /// One allocation of each stack: enough to learn the stack from.
     fn one_of_each_stack(&self) -> Result<Allocations, LogError> {
-        let records = (0..).zip(self.first.values().copied());
-        Allocations::read(self.log, &self.records, self.memory, records)
+        let records: Vec<(u32, u32)> = (0..).zip(self.first.values().copied()).collect();
+        Allocations::read(self.log, &self.records, self.memory, &records)
     }
 }

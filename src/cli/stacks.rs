@@ -8,7 +8,7 @@ use crate::report::{CallStacks, CodeImages, NamedCode};
 use crate::scan::{self, Graph, Leak, LeakSummary, Marks};
 use crate::snapshot::Snapshot;
 use crate::stacklog::{Allocations, LogError, Records, StackLog};
-use crate::symbolize::Detail;
+use crate::symbolize::{Detail, Starts};
 use crate::warning::{Bias, Warning};
 
 /// Reads what the log of the captured target knows of `leaks`. Where log and heap differ, that is a
@@ -40,8 +40,8 @@ fn read(
         let block = usize::try_from(leak.block).ok()?;
         Some((leak.block, recorded.record(block)?))
     };
-    let leaks = leaks.iter().filter_map(record);
-    let allocations = Allocations::read(log, &records, memory, leaks)?;
+    let leaks: Vec<(u32, u32)> = leaks.iter().filter_map(record).collect();
+    let allocations = Allocations::read(log, &records, memory, &leaks)?;
     let mut warnings = log.warnings();
     warnings.extend(recorded.differences(&captured.snapshot, log, &captured.exporters));
     Ok((allocations, warnings))
@@ -83,17 +83,23 @@ pub(super) fn resolve(
     (stacks, images, files, warnings)
 }
 
-/// Leaves out the leaks whose stack passes one of the functions that are to be left out, and counts
-/// them. The rest is told apart again: what one of them held may be a root leak now.
+/// Leaves out the leaks whose stack passes one of the functions that are to be left out, with what they
+/// start with, and counts them. The rest is told apart again: what one of them held may be a root leak
+/// now.
 pub(super) fn exclude(
-    leaks: &mut Vec<Leak>,
+    (leaks, starts): (&mut Vec<Leak>, &mut Starts),
     functions: &[String],
     of_leak: impl Fn(&Leak, &str) -> bool,
     (graph, marks, heap): (&Graph, &Marks, &Heap),
 ) -> LeakSummary {
-    let is_excluded = |leak: &&Leak| functions.iter().any(|function| of_leak(leak, function));
-    let excluded: Vec<Leak> = leaks.iter().filter(is_excluded).copied().collect();
+    if functions.is_empty() {
+        return LeakSummary::default();
+    }
+    let is_excluded = |leak: &Leak| functions.iter().any(|function| of_leak(leak, function));
+    let (excluded, kept): (Vec<Leak>, Vec<Leak>) = leaks.iter().partition(|leak| is_excluded(leak));
     if !excluded.is_empty() {
+        let mut kept = kept.iter().map(|leak| leak.block).peekable();
+        starts.retain(|index| kept.next_if(|block| *block == leaks[index].block).is_some());
         marks.exclude(excluded.iter().map(|leak| leak.block));
         *leaks = scan::leaks(graph, marks, &heap.blocks);
     }

@@ -1,27 +1,27 @@
 //! From leaks as the scan found them to the report.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
+use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::call_stacks::CallStacks;
 use super::group::groups;
 use super::hex::Offset;
+use super::leaks::{Allocated, Leaks, NONE, Row};
 use super::model::{
-    Capture, CaptureMethod, HeapTotals, Leak, Module, Report, SCHEMA_VERSION, Stack, StackLog,
+    Capture, CaptureMethod, HeapTotals, Module, Report, SCHEMA_VERSION, Stack, StackLog,
     StackLogMode, Summary, Target, TargetKind, Zone,
 };
 use super::named_code::CodeImages;
 use super::time::rfc3339;
-use crate::addr::Addr;
 use crate::heap::{Block, Heap};
 use crate::memory::Width;
 use crate::platform::signal_name;
-use crate::scan::{self, LeakKind};
+use crate::scan::{self, LeakKind, Link};
 use crate::snapshot::{self, Method, Snapshot, Source};
 use crate::stacklog::{Allocations, LogHeader, LogMode};
-use crate::symbolize::Description;
+use crate::symbolize::Described;
 
 /// What a malloc stack log adds to a report.
 #[derive(Clone, Copy, Debug)]
@@ -37,21 +37,21 @@ pub struct Logged<'a> {
 }
 
 impl Report {
-    /// Builds the report of `leaks`, which name blocks of `heap`. `describe` is asked once for
-    /// each leak; `logged` is what the target recorded. `total` is how long rleaks has worked.
+    /// Builds the report of `leaks`, which name blocks of `heap`. `described` is what they are, in
+    /// their order; `logged` is what the target recorded. `total` is how long rleaks has worked.
     ///
     /// The warnings are the snapshot's: add to `warnings` what later steps could not do.
     #[must_use]
     pub fn new(
         snapshot: &Snapshot,
         heap: &Heap,
-        leaks: &[scan::Leak],
-        describe: impl FnMut(&scan::Leak) -> Description,
+        leaks: Vec<scan::Leak>,
+        described: Described,
         logged: Option<Logged<'_>>,
         total: Duration,
     ) -> Self {
-        let mut stacks = Stacks::new(logged);
-        let leaks = sorted_leaks(heap, leaks, describe, &mut stacks);
+        let mut leaks = report_leaks(heap, leaks, described, logged);
+        let stacks = shown_stacks(&mut leaks, logged);
         let stack_log = logged.map_or_else(StackLog::default, |logged| stack_log(logged.header));
         Self {
             schema_version: SCHEMA_VERSION,
@@ -66,8 +66,8 @@ impl Report {
             summary: summary(&leaks),
             groups: groups(&leaks, stack_log.sample_bytes),
             leaks,
-            modules: modules(logged, &stacks.shown),
-            stacks: stacks.shown,
+            modules: modules(logged, &stacks),
+            stacks,
             stack_log,
             comparison: None,
             warnings: snapshot.warnings.clone(),
@@ -185,110 +185,94 @@ fn modules(logged: Option<Logged<'_>>, stacks: &[Stack]) -> Vec<Module> {
     modules
 }
 
-/// The stacks of the report, numbered as leaks ask for them.
-struct Stacks<'a> {
-    logged: Option<Logged<'a>>,
-    /// The numbers by which the log has them, and those by which the report has them.
-    ids: FxHashMap<u32, u32>,
-    shown: Vec<Stack>,
-}
-
-impl<'a> Stacks<'a> {
-    fn new(logged: Option<Logged<'a>>) -> Self {
-        Self {
-            logged,
-            ids: FxHashMap::default(),
-            shown: Vec::new(),
-        }
-    }
-
-    /// Enters what the log knows of the block `block` into its leak.
-    fn enter(&mut self, leak: &mut Leak, block: u32) {
-        let allocation = self.logged.and_then(|l| l.allocations.of_block(block));
-        if let Some(allocation) = allocation {
-            leak.requested = Some(allocation.requested);
-            leak.thread = Some(allocation.thread);
-            leak.allocated_milliseconds = Some(allocation.milliseconds());
-            leak.stack = allocation.stack.and_then(|number| self.id(number));
-        }
-    }
-
-    fn id(&mut self, number: u32) -> Option<u32> {
-        if let Some(known) = self.ids.get(&number) {
-            return Some(*known);
-        }
-        let stack = self.logged?.stacks?.get(number)?;
-        let id = u32::try_from(self.shown.len()).ok()?;
-        self.shown.push(Stack {
-            id,
-            frames: stack.frames.clone(),
-            cut: stack.is_cut,
-        });
-        self.ids.insert(number, id);
-        Some(id)
-    }
-}
-
-fn sorted_leaks(
+/// The leaks as the report has them, but for the ids of their stacks: those are still the log's numbers.
+fn report_leaks(
     heap: &Heap,
-    leaks: &[scan::Leak],
-    mut describe: impl FnMut(&scan::Leak) -> Description,
-    stacks: &mut Stacks<'_>,
-) -> Vec<Leak> {
-    let block = |leak: &scan::Leak| heap.blocks.block(leak.block);
-    let mut order: Vec<&scan::Leak> = leaks.iter().collect();
-    order.sort_by_cached_key(|leak| {
-        let Block { start, size } = block(leak);
-        (Reverse(size.saturating_add(leak.held_bytes)), start)
+    leaks: Vec<scan::Leak>,
+    described: Described,
+    logged: Option<Logged<'_>>,
+) -> Leaks {
+    let allocations: Option<Vec<Allocated>> = logged.map(|logged| {
+        let leaks = leaks.par_iter();
+        leaks
+            .map(|leak| allocated(logged.allocations, leak))
+            .collect()
     });
-    order
-        .into_iter()
-        .map(|leak| {
-            let mut shown = reported(heap, leak, describe(leak));
-            stacks.enter(&mut shown, leak.block);
-            shown
-        })
-        .collect()
+    let Described {
+        numbers,
+        descriptions,
+    } = described;
+    let rows = leaks.into_par_iter().zip(numbers);
+    let rows = rows.map(|(leak, description)| row(heap, &leak, description));
+    Leaks::new(
+        rows.collect(),
+        allocations.unwrap_or_default(),
+        descriptions,
+    )
 }
 
-fn reported(heap: &Heap, leak: &scan::Leak, description: Description) -> Leak {
-    let start_of = |block: u32| -> Addr { heap.blocks.block(block).start };
+fn row(heap: &Heap, leak: &scan::Leak, description: u32) -> Row {
     let Block { start, size } = heap.blocks.block(leak.block);
-    let (content_length, content) = description
-        .content
-        .map(|content| (content.length, content.text))
-        .unzip();
-    Leak {
+    // Rows have the numbers of the leaks that they are made of.
+    let row_of = |leak: Link| leak.get().unwrap_or(NONE);
+    Row {
         address: start,
         size,
-        requested: None,
+        held_bytes: leak.held_bytes,
+        held_blocks: leak.held_blocks,
+        parent: row_of(leak.parent),
+        tree_parent: row_of(leak.tree_parent),
+        description,
         // A walker names the zone of every address that it has blocks at. Should it not, a zone
         // that is wrong is better than no report: no leak depends on it.
         zone: heap.zone_at(start).unwrap_or(0),
         kind: leak.kind,
-        parent: leak.parent.map(start_of),
-        tree_parent: leak.tree_parent.map(start_of),
-        held_blocks: leak.held_blocks,
-        held_bytes: leak.held_bytes,
-        type_name: description.type_name,
-        content,
-        content_length,
-        stack: None,
-        thread: None,
-        allocated_milliseconds: None,
     }
 }
 
+fn allocated(allocations: &Allocations, leak: &scan::Leak) -> Allocated {
+    let Some(allocation) = allocations.of_block(leak.block) else {
+        return Allocated::NOTHING;
+    };
+    Allocated {
+        requested: allocation.requested,
+        milliseconds: allocation.milliseconds(),
+        stack: allocation.stack.unwrap_or(NONE),
+        thread: allocation.thread,
+    }
+}
+
+/// The stacks of the report, with ids in the order in which `leaks` name them: they name them by these
+/// ids from here on.
+fn shown_stacks(leaks: &mut Leaks, logged: Option<Logged<'_>>) -> Vec<Stack> {
+    let mut shown: Vec<Stack> = Vec::new();
+    // The log's numbers, and the ids.
+    let mut ids: FxHashMap<u32, Option<u32>> = FxHashMap::default();
+    leaks.rename_stacks(|number| {
+        *ids.entry(number).or_insert_with(|| {
+            let stack = logged?.stacks?.get(number)?;
+            let id = u32::try_from(shown.len()).ok()?;
+            shown.push(Stack {
+                id,
+                frames: stack.frames.clone(),
+                cut: stack.is_cut,
+            });
+            Some(id)
+        })
+    });
+    shown
+}
+
 /// Counts leaks.
-pub(super) fn summary(leaks: &[Leak]) -> Summary {
+pub(super) fn summary(leaks: &Leaks) -> Summary {
     let mut summary = Summary::default();
-    for leak in leaks {
+    for leak in leaks.iter() {
         summary.leaked_blocks += 1;
-        summary.leaked_bytes = summary.leaked_bytes.saturating_add(leak.size);
-        match leak.kind {
+        summary.leaked_bytes = summary.leaked_bytes.saturating_add(leak.size());
+        match leak.kind() {
             LeakKind::RootLeak => summary.root_leaks += 1,
             // The lowest block stands for the cycle.
-            LeakKind::RootCycle => summary.root_cycles += u64::from(leak.tree_parent.is_none()),
+            LeakKind::RootCycle => summary.root_cycles += u64::from(leak.row_above().is_none()),
             LeakKind::Indirect => summary.indirect += 1,
         }
     }
@@ -298,27 +282,26 @@ pub(super) fn summary(leaks: &[Leak]) -> Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::LeakRef;
     use crate::report::fixture::{clean, heap, leak, leaky, report, snapshot};
-
-    fn describe(_: &scan::Leak) -> Description {
-        Description::default()
-    }
+    use crate::symbolize::Description;
 
     #[test]
     fn what_holds_most_comes_first_and_equals_go_by_address() {
         let leaks = [
             leak(0, LeakKind::RootLeak, None),
-            leak(3, LeakKind::RootLeak, None),
             leak(1, LeakKind::RootLeak, None),
             scan::Leak {
                 held_bytes: 40,
                 ..leak(2, LeakKind::RootLeak, None)
             },
+            leak(3, LeakKind::RootLeak, None),
         ];
-        let report = report(&heap(&[16, 32, 8, 32]), &leaks, describe);
-        let sizes: Vec<_> = report.leaks.iter().map(|leak| leak.size).collect();
+        let report = report(&heap(&[16, 32, 8, 32]), &leaks, |_| Description::default());
+        let sizes: Vec<_> = report.leaks.iter().map(LeakRef::size).collect();
         assert_eq!(sizes, [8, 32, 32, 16]);
-        assert!(report.leaks[1].address < report.leaks[2].address);
+        let addresses: Vec<_> = report.leaks.iter().map(LeakRef::address).collect();
+        assert!(addresses[1] < addresses[2]);
     }
 
     #[test]
@@ -341,7 +324,16 @@ mod tests {
         let mut snapshot = snapshot();
         snapshot.capture.method = Method::Stream;
         snapshot.capture.pause = Duration::ZERO;
-        let report = Report::new(&snapshot, &heap(&[]), &[], describe, None, Duration::ZERO);
+        let described = Described::default();
+        let heap = heap(&[]);
+        let report = Report::new(
+            &snapshot,
+            &heap,
+            Vec::new(),
+            described,
+            None,
+            Duration::ZERO,
+        );
         assert_eq!(report.capture.pause_seconds, None);
     }
 }

@@ -60,7 +60,8 @@ fn a_document_has_the_documented_fields_in_the_documented_order() {
 fn the_documented_sample_is_a_report() {
     let sample: super::Report = serde_json::from_str(SAMPLE).expect("the sample is a report");
     assert!(sample.has_leaks());
-    assert_eq!(sample.leaks[0].requested, Some(61));
+    let leak = sample.leaks.get(0).expect("a leak");
+    assert_eq!(leak.requested(), Some(61));
 }
 
 /// The paths of a document's fields, in the order in which each is first there.

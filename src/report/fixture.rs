@@ -10,7 +10,7 @@ use crate::heap::{Block, Heap, Zone};
 use crate::memory::FakeMemory;
 use crate::scan::{self, LeakKind};
 use crate::snapshot::{Capture, Method, Process, Snapshot, Thread};
-use crate::symbolize::{Content, Description};
+use crate::symbolize::{Described, Description};
 use crate::warning::{Bias, Warning};
 
 const HEAP: AddrRange = AddrRange {
@@ -79,13 +79,13 @@ pub(super) fn heap(sizes: &[u64]) -> Heap {
     }
 }
 
-/// A leak that holds blocks and bytes.
+/// A leak of a block. All blocks below it and below its parent must leak as well: they have the same numbers.
 pub(super) fn leak(block: u32, kind: LeakKind, tree_parent: Option<u32>) -> scan::Leak {
     scan::Leak {
         block,
         kind,
-        parent: tree_parent.filter(|_| kind == LeakKind::Indirect),
-        tree_parent,
+        parent: tree_parent.filter(|_| kind == LeakKind::Indirect).into(),
+        tree_parent: tree_parent.into(),
         held_blocks: 0,
         held_bytes: 0,
     }
@@ -94,10 +94,15 @@ pub(super) fn leak(block: u32, kind: LeakKind, tree_parent: Option<u32>) -> scan
 pub(super) fn report(
     heap: &Heap,
     leaks: &[scan::Leak],
-    describe: impl FnMut(&scan::Leak) -> Description,
+    describe: impl Fn(u32) -> Description<'static>,
 ) -> Report {
     let total = Duration::from_millis(510);
-    let mut report = Report::new(&snapshot(), heap, leaks, describe, None, total);
+    let mut described = Described::default();
+    for leak in leaks {
+        let number = described.descriptions.number(describe(leak.block));
+        described.numbers.push(number);
+    }
+    let mut report = Report::new(&snapshot(), heap, leaks.to_vec(), described, None, total);
     // The golden outputs are the same for each version and on each machine.
     report.rleaks_version = "0.1.0".to_owned();
     report.target.os = "linux".to_owned();
@@ -135,7 +140,7 @@ pub(super) fn leaky() -> Report {
         leak(5, LeakKind::Indirect, Some(4)),
     ];
     leaks.extend((6..13).map(|block| leak(block, LeakKind::RootLeak, None)));
-    let mut report = report(&heap, &leaks, |leak| describe(leak.block));
+    let mut report = report(&heap, &leaks, describe);
     report.warnings = vec![
         Warning::new(
             "region_unreadable",
@@ -151,28 +156,20 @@ pub(super) fn leaky() -> Report {
     report
 }
 
-fn describe(block: u32) -> Description {
-    let content = |length, text: &str| {
-        let text = text.to_owned();
-        Some(Content { length, text })
+fn describe(block: u32) -> Description<'static> {
+    let content = |length, text: &'static str| Description {
+        type_name: None,
+        content: Some(text),
+        content_length: Some(length),
     };
     match block {
-        0 => Description {
-            type_name: None,
-            content: content(61, r#"".../lib/mono/4.5//Facades""#),
-        },
+        0 => content(61, r#"".../lib/mono/4.5//Facades""#),
         3 | 4 => Description {
-            type_name: Some("Node<char>".to_owned()),
-            content: None,
+            type_name: Some("Node<char>"),
+            ..Description::default()
         },
-        5 => Description {
-            type_name: None,
-            content: content(9, "\"\u{1b}[31m\u{9b}2J\u{7f}\n\""),
-        },
-        6 => Description {
-            type_name: None,
-            content: content(14, "\"grüße 漢字\""),
-        },
+        5 => content(9, "\"\u{1b}[31m\u{9b}2J\u{7f}\n\""),
+        6 => content(14, "\"grüße 漢字\""),
         _ => Description::default(),
     }
 }
@@ -182,15 +179,17 @@ pub(super) fn with_stacks() -> Report {
     let mut report = leaky();
     report.stack_log.mode = StackLogMode::Lite;
     report.stacks = vec![load_stack(), main_stack()];
-    for leak in &mut report.leaks {
-        leak.stack = match leak.size {
-            64 => Some(7),
-            24 => Some(9),
-            _ => None,
-        };
-        leak.thread = leak.stack.map(|_| 4242);
-        leak.requested = leak.stack.map(|_| leak.size - 3);
-    }
+    report.leaks.edit(|leaks| {
+        for leak in leaks {
+            leak.stack = match leak.size {
+                64 => Some(7),
+                24 => Some(9),
+                _ => None,
+            };
+            leak.thread = leak.stack.map(|_| 4242);
+            leak.requested = leak.stack.map(|_| leak.size - 3);
+        }
+    });
     report.groups = groups(&report.leaks, None);
     report
 }
@@ -264,7 +263,7 @@ fn frame(
 /// A leaked list: `length` blocks of 16 bytes, each of which holds the next.
 pub(super) fn chain(length: u32) -> Report {
     let heap = heap(&vec![16; length as usize]);
-    let held = |block| u64::from(length - 1 - block);
+    let held = |block| length - 1 - block;
     let leaks: Vec<_> = (0..length)
         .map(|block| {
             let (kind, parent) = match block.checked_sub(1) {
@@ -273,7 +272,7 @@ pub(super) fn chain(length: u32) -> Report {
             };
             scan::Leak {
                 held_blocks: held(block),
-                held_bytes: 16 * held(block),
+                held_bytes: 16 * u64::from(held(block)),
                 ..leak(block, kind, parent)
             }
         })
@@ -286,10 +285,49 @@ pub(super) fn wide(children: u32) -> Report {
     let sizes: Vec<_> = (0..=children).map(|i| u64::from(16 * i + 8)).collect();
     let heap = heap(&sizes);
     let mut leaks = vec![scan::Leak {
-        held_blocks: u64::from(children),
+        held_blocks: children,
         held_bytes: sizes[1..].iter().sum(),
         ..leak(0, LeakKind::RootLeak, None)
     }];
     leaks.extend((1..=children).map(|block| leak(block, LeakKind::Indirect, Some(0))));
     report(&heap, &leaks, |_| Description::default())
+}
+
+/// `count` leaks: a chain of four and 96 single ones in each hundred, of which each has one of 20 sizes, and a
+/// string of its own or one that many have.
+pub(super) fn many(count: u32) -> Report {
+    let size = |block: u32| match block % 100 {
+        0..4 => 16,
+        place => 24 + 8 * u64::from(place % 20),
+    };
+    let heap = heap(&(0..count).map(size).collect::<Vec<_>>());
+    let leaks: Vec<_> = (0..count)
+        .map(|block| match block % 100 {
+            place @ 0..4 => scan::Leak {
+                held_blocks: 3 - place,
+                held_bytes: 16 * u64::from(3 - place),
+                ..match place {
+                    0 => leak(block, LeakKind::RootLeak, None),
+                    _ => leak(block, LeakKind::Indirect, Some(block - 1)),
+                }
+            },
+            _ => leak(block, LeakKind::RootLeak, None),
+        })
+        .collect();
+    let mut described = Described::default();
+    for block in 0..count {
+        let text = match block % 4 {
+            0 => "\"the same\"".to_owned(),
+            _ => format!("\"number {block}\""),
+        };
+        let description = Description {
+            content: Some(&text).filter(|_| block % 2 == 0).map(|text| &**text),
+            content_length: (block % 2 == 0).then_some(text.len() as u64),
+            type_name: (block % 5 == 3).then_some("Type"),
+        };
+        let number = described.descriptions.number(description);
+        described.numbers.push(number);
+    }
+    let total = Duration::from_millis(510);
+    Report::new(&snapshot(), &heap, leaks, described, None, total)
 }

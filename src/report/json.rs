@@ -1,7 +1,11 @@
 //! The report as JSON.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
+use std::panic::resume_unwind;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
+use memchr::memchr2_iter;
 use serde::Serialize;
 
 use super::model::Report;
@@ -11,7 +15,7 @@ use super::model::Report;
 /// # Errors
 /// Fails where `out` does.
 pub fn write_pretty(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    write_document(out, |escaped| serde_json::to_writer_pretty(escaped, report))
+    write_document(out, |parts| serde_json::to_writer_pretty(parts, report))
 }
 
 /// Writes the report as one JSON document on one line, so that a file can have many.
@@ -19,71 +23,98 @@ pub fn write_pretty(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 /// # Errors
 /// Fails where `out` does.
 pub fn write_line(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    write_document(out, |escaped| serde_json::to_writer(escaped, report))
+    write_document(out, |parts| serde_json::to_writer(parts, report))
 }
 
 /// Writes anything that is no report, such as a schema, as an indented document.
 ///
 /// # Errors
 /// Fails where `out` does.
-pub fn write_value(value: &impl Serialize, out: &mut dyn Write) -> io::Result<()> {
-    write_document(out, |escaped| serde_json::to_writer_pretty(escaped, value))
+pub fn write_value(value: &(impl Serialize + Sync), out: &mut dyn Write) -> io::Result<()> {
+    write_document(out, |parts| serde_json::to_writer_pretty(parts, value))
 }
 
+/// A part of a document: what is written at once.
+const PART: usize = 256 << 10;
+/// Parts that wait to be written.
+const WAITING: usize = 4;
+
+/// Writes a document part by part: one is made while another is written, and none is kept.
 fn write_document(
     out: &mut dyn Write,
-    serialize: impl FnOnce(&mut ControlsEscaped<'_>) -> serde_json::Result<()>,
+    serialize: impl FnOnce(&mut Parts) -> serde_json::Result<()> + Send,
 ) -> io::Result<()> {
-    let mut escaped = ControlsEscaped(BufWriter::new(out));
-    serialize(&mut escaped)?;
-    escaped.write_all(b"\n")?;
-    escaped.flush()
+    let (sender, receiver) = sync_channel(WAITING);
+    thread::scope(|scope| {
+        let serializer = thread::Builder::new().spawn_scoped(scope, || {
+            let mut parts = Parts::new(sender);
+            serialize(&mut parts)?;
+            parts.write_all(b"\n")?;
+            parts.flush()
+        })?;
+        // Where a part cannot be written, the receiver ends here, and with it the serializer.
+        let written = receiver
+            .into_iter()
+            .try_for_each(|part| write_escaped(&part, out));
+        let serialized = serializer
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic));
+        written.and(serialized)?;
+        out.flush()
+    })
 }
 
-/// Escapes the control characters that JSON lets pass (DEL, and U+0080 to U+009F), since a document
-/// may be shown on a terminal. They occur nowhere but in strings, and `serde_json` writes whole
-/// characters.
-struct ControlsEscaped<'a>(BufWriter<&'a mut dyn Write>);
+/// Hands a document on in parts. No character is in two of them: `serde_json` writes whole ones.
+struct Parts {
+    part: Vec<u8>,
+    sender: SyncSender<Vec<u8>>,
+}
 
-impl Write for ControlsEscaped<'_> {
+impl Parts {
+    fn new(sender: SyncSender<Vec<u8>>) -> Self {
+        let part = Vec::new();
+        Self { part, sender }
+    }
+}
+
+impl Write for Parts {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut start = 0;
-        for (end, control) in controls(bytes) {
-            self.0.write_all(&bytes[start..end])?;
-            write!(self.0, "\\u{:04x}", control.code)?;
-            start = end + control.length;
+        self.part.extend_from_slice(bytes);
+        if self.part.len() >= PART {
+            self.flush()?;
         }
-        self.0.write_all(&bytes[start..])?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
+        let next = Vec::with_capacity(PART + PART / 16);
+        let part = std::mem::replace(&mut self.part, next);
+        let sent = self.sender.send(part);
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 
-/// A control character in UTF-8.
-struct Control {
-    code: u8,
-    length: usize,
-}
-
-/// Finds control characters and their positions.
-fn controls(bytes: &[u8]) -> impl Iterator<Item = (usize, Control)> + '_ {
-    bytes.iter().enumerate().filter_map(|(position, &byte)| {
-        let control = |code, length| Some((position, Control { code, length }));
-        match (byte, bytes.get(position + 1)) {
-            (0x7f, _) => control(0x7f, 1),
-            (0xc2, Some(&code @ 0x80..=0x9f)) => control(code, 2),
-            _ => None,
-        }
-    })
+/// Writes a part, and escapes the control characters that JSON lets pass (DEL, and U+0080 to U+009F), since
+/// a document may be shown on a terminal. They occur nowhere but in strings.
+fn write_escaped(part: &[u8], out: &mut dyn Write) -> io::Result<()> {
+    let mut start = 0;
+    for end in memchr2_iter(0x7f, 0xc2, part) {
+        let (code, length) = match part[end..] {
+            [0x7f, ..] => (0x7f, 1),
+            [_, code @ 0x80..=0x9f, ..] => (code, 2),
+            _ => continue,
+        };
+        out.write_all(&part[start..end])?;
+        write!(out, "\\u{code:04x}")?;
+        start = end + length;
+    }
+    out.write_all(&part[start..])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture::{clean, leaky, with_stacks, written};
+    use crate::report::fixture::{chain, clean, leaky, with_stacks, written};
 
     fn pretty(report: &Report) -> String {
         written(|out| write_pretty(report, out))
@@ -127,5 +158,46 @@ mod tests {
         let document = line(&clean()).replace(r#""pid":4242,"#, "");
         let read: Report = serde_json::from_str(&document).expect("a report");
         assert_eq!(read.target.pid, None);
+    }
+
+    /// Takes some bytes, and then no more.
+    struct Full(usize);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(self.0);
+            self.0 -= taken;
+            if taken == 0 {
+                Err(io::ErrorKind::StorageFull.into())
+            } else {
+                Ok(taken)
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_an_error_wherever_that_is_seen() {
+        let report = chain(10_000);
+        let length = line(&report).len();
+        assert!(length > PART * (WAITING + 2));
+        for room in [0, 1, PART, length / 2, length - 1] {
+            let written = write_line(&report, &mut Full(room));
+            let error = written.expect_err("there is no room");
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{room}");
+        }
+        write_line(&report, &mut Full(length)).expect("there is room");
+    }
+
+    #[test]
+    fn a_large_report_is_read_back_as_it_was() {
+        let report = chain(10_000);
+        for document in [pretty(&report), line(&report)] {
+            let read: Report = serde_json::from_str(&document).expect("a report");
+            assert_eq!(read, report);
+        }
     }
 }

@@ -9,6 +9,7 @@ pub mod compare;
 mod group;
 mod hex;
 pub mod json;
+mod leaks;
 mod model;
 mod named_code;
 mod read;
@@ -24,6 +25,7 @@ mod fixture;
 pub use build::Logged;
 pub use call_stacks::{CallStacks, FrameSource};
 pub use hex::Offset;
+pub use leaks::{LeakRef, Leaks};
 pub use model::{
     Capture, CaptureMethod, ComparedBy, ComparedWith, Comparison, Frame, Group, HeapTotals, Leak,
     Module, Report, SCHEMA_VERSION, Stack, StackLog, StackLogMode, Summary, Target, TargetKind,

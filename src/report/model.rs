@@ -1,9 +1,12 @@
 //! The report's data: what `rleaks --json` writes, version 1.
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::hex::Offset;
+use super::leaks::Leaks;
 use crate::addr::Addr;
 use crate::scan::LeakKind;
 use crate::snapshot::ContentLevel;
@@ -31,7 +34,8 @@ pub struct Report {
     /// The leaked blocks, counted.
     pub summary: Summary,
     /// The leaked blocks: the largest `size` + `held_bytes` first, then by address.
-    pub leaks: Vec<Leak>,
+    #[schemars(with = "Vec<Leak<'static>>")]
+    pub leaks: Leaks,
     /// Leaks with the same kind and allocation stack or, without stacks, the same kind, type, size
     /// and zone: the largest `bytes` + `held_bytes` first, then by the address of the first leak.
     pub groups: Vec<Group>,
@@ -183,8 +187,8 @@ pub struct Summary {
 }
 
 /// A leaked block.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Leak {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Leak<'a> {
     /// The address that the program got from its allocator.
     pub address: Addr,
     /// The bytes that the program may use.
@@ -206,9 +210,9 @@ pub struct Leak {
     pub held_bytes: u64,
     /// The type of what is in the block, if it is known.
     #[serde(rename = "type")]
-    pub type_name: Option<String>,
+    pub type_name: Option<Cow<'a, str>>,
     /// A preview of a string in the block, quoted and escaped.
-    pub content: Option<String>,
+    pub content: Option<Cow<'a, str>>,
     /// The length in bytes of the whole string that `content` previews.
     pub content_length: Option<u64>,
     /// The id of the stack that allocated the block.

@@ -2,7 +2,8 @@
 
 use super::testing::RangesMemory;
 use super::{
-    Alignment, Filter, Graph, Root, RootKind, RootSource, Source, leaks, mark, roots, summarize,
+    Alignment, Filter, Graph, Link, Root, RootKind, RootSource, Source, leaks, mark, roots,
+    summarize,
 };
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::fuzzing::Input;
@@ -112,12 +113,14 @@ fn check_leaks(graph: &Graph, blocks: &Blocks) {
     let summary = summarize(&found, blocks);
     assert_eq!(summary.blocks, found.len() as u64);
     // What tops hold, and the tops themselves, and the other blocks of root cycles are all.
-    let tops = found.iter().filter(|leak| leak.tree_parent.is_none());
-    let held: u64 = tops.clone().map(|leak| leak.held_blocks).sum();
+    let tops = found.iter().filter(|leak| leak.tree_parent == Link::NONE);
+    let held: u64 = tops.clone().map(|leak| u64::from(leak.held_blocks)).sum();
     let in_cycles = found
         .iter()
         .filter(|leak| leak.kind == super::LeakKind::RootCycle);
-    let in_cycles = in_cycles.filter(|leak| leak.tree_parent.is_some()).count();
+    let in_cycles = in_cycles
+        .filter(|leak| leak.tree_parent != Link::NONE)
+        .count();
     assert_eq!(
         tops.count() as u64 + held + in_cycles as u64,
         found.len() as u64

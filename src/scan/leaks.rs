@@ -2,7 +2,7 @@
 
 use super::components::{LeakGraph, components};
 use super::graph::Graph;
-use super::leak::{Leak, LeakKind};
+use super::leak::{Leak, LeakKind, Link};
 use super::mark::Marks;
 use crate::heap::Blocks;
 
@@ -12,10 +12,8 @@ pub fn leaks(graph: &Graph, marks: &Marks, blocks: &Blocks) -> Vec<Leak> {
     let graph = LeakGraph::new(graph, marks);
     let mut leaks = classify(&graph);
     let order = plant(&graph, &mut leaks);
+    drop(graph);
     add_up(&order, &mut leaks, blocks);
-    for leak in &mut leaks {
-        leak.tree_parent = leak.tree_parent.map(|above| graph.blocks[above as usize]);
-    }
     leaks
 }
 
@@ -44,7 +42,7 @@ pub fn summarize(leaks: &[Leak], blocks: &Blocks) -> LeakSummary {
         summary.bytes = summary.bytes.saturating_add(size);
         match leak.kind {
             LeakKind::RootLeak => summary.root_leaks += 1,
-            LeakKind::RootCycle => summary.root_cycles += u64::from(leak.tree_parent.is_none()),
+            LeakKind::RootCycle => summary.root_cycles += u64::from(leak.tree_parent == Link::NONE),
             LeakKind::Indirect => summary.indirect += 1,
         }
     }
@@ -74,7 +72,15 @@ impl Component {
 fn classify(graph: &LeakGraph) -> Vec<Leak> {
     let component_of = components(graph);
     let mut components = vec![Component::default(); graph.len()];
-    let mut parents = vec![None; graph.len()];
+    let new = |block: &u32| Leak {
+        block: *block,
+        parent: Link::NONE,
+        tree_parent: Link::NONE,
+        held_blocks: 0,
+        held_bytes: 0,
+        kind: LeakKind::RootLeak,
+    };
+    let mut leaks: Vec<Leak> = graph.blocks.iter().map(new).collect();
     for leak in graph.leaks() {
         for target in graph.references(leak) {
             let component = component_of[*target as usize];
@@ -83,31 +89,22 @@ fn classify(graph: &LeakGraph) -> Vec<Leak> {
             } else {
                 components[component as usize].held = true;
             }
-            if *target != leak {
-                parents[*target as usize].get_or_insert(graph.blocks[leak as usize]);
+            let parent = &mut leaks[*target as usize].parent;
+            if *target != leak && *parent == Link::NONE {
+                *parent = Link::to(leak);
             }
         }
     }
-    let kinds = component_of.iter().map(|c| components[*c as usize].kind());
-    let leaks = graph.blocks.iter().zip(kinds).zip(parents);
-    leaks
-        .map(|((block, kind), parent)| new_leak(*block, kind, parent))
-        .collect()
-}
-
-fn new_leak(block: u32, kind: LeakKind, parent: Option<u32>) -> Leak {
-    Leak {
-        block,
-        kind,
-        parent: parent.filter(|_| kind == LeakKind::Indirect),
-        tree_parent: None,
-        held_blocks: 0,
-        held_bytes: 0,
+    for (leak, component) in leaks.iter_mut().zip(component_of) {
+        leak.kind = components[component as usize].kind();
+        if leak.kind != LeakKind::Indirect {
+            leak.parent = Link::NONE;
+        }
     }
+    leaks
 }
 
-/// Grows the trees, and returns the leaks' numbers from the top of the first tree to the leaves of
-/// the last one. Tree parents are numbers in `graph` from here on, not blocks.
+/// Grows the trees, and returns the leaks from the top of the first tree to the leaves of the last one.
 fn plant(graph: &LeakGraph, leaks: &mut [Leak]) -> Vec<u32> {
     let mut order = Vec::with_capacity(leaks.len());
     let mut planted = vec![false; leaks.len()];
@@ -124,7 +121,7 @@ fn plant(graph: &LeakGraph, leaks: &mut [Leak]) -> Vec<u32> {
             for target in graph.references(leak) {
                 if !planted[*target as usize] {
                     planted[*target as usize] = true;
-                    leaks[*target as usize].tree_parent = Some(leak);
+                    leaks[*target as usize].tree_parent = Link::to(leak);
                     order.push(*target);
                 }
             }
@@ -137,7 +134,7 @@ fn plant(graph: &LeakGraph, leaks: &mut [Leak]) -> Vec<u32> {
 fn add_up(order: &[u32], leaks: &mut [Leak], blocks: &Blocks) {
     for leak in order.iter().rev() {
         let leak = &mut leaks[*leak as usize];
-        let Some(above) = leak.tree_parent else {
+        let Some(above) = leak.tree_parent.get() else {
             continue;
         };
         let (mut held_blocks, mut held_bytes) = (leak.held_blocks, leak.held_bytes);
@@ -174,14 +171,17 @@ mod tests {
     }
 
     /// Kind, parent, tree parent, held blocks, held bytes.
-    type Shape = (LeakKind, Option<u32>, Option<u32>, u64, u64);
+    type Shape = (LeakKind, Option<u32>, Option<u32>, u32, u64);
 
     /// The leaks of a graph without roots.
     fn shape(blocks: u32, edges: &[(u32, u32)]) -> Vec<Shape> {
         let graph = Graph::from_edges(blocks, edges, &[]);
         leaks(&graph, &mark(&graph), &sized(blocks))
             .iter()
-            .map(|l| (l.kind, l.parent, l.tree_parent, l.held_blocks, l.held_bytes))
+            .map(|l| {
+                let (parent, tree_parent) = (l.parent.get(), l.tree_parent.get());
+                (l.kind, parent, tree_parent, l.held_blocks, l.held_bytes)
+            })
             .collect()
     }
 
@@ -265,9 +265,9 @@ mod tests {
         let found = leaks(&graph, &mark(&graph), &sized(4));
         let found: Vec<_> = found
             .iter()
-            .map(|l| (l.block, l.held_blocks, l.parent))
+            .map(|l| (l.block, l.held_blocks, l.parent.get()))
             .collect();
-        assert_eq!(found, [(2, 1, None), (3, 0, Some(2))]);
+        assert_eq!(found, [(2, 1, None), (3, 0, Some(0))]);
     }
 
     #[test]
@@ -296,7 +296,7 @@ mod tests {
             (last.kind, last.held_blocks, last.held_bytes),
             (RootLeak, 999_999, 1_999_998)
         );
-        assert_eq!(found[0].parent, Some(1));
+        assert_eq!(found[0].parent, Link::to(1));
     }
 
     /// The kind of a leak by its definition: who reaches it and whom it reaches.
@@ -336,14 +336,16 @@ mod tests {
                 let lowest = leaked.iter().copied().find(|from| {
                     *from != leak.block && graph.references(*from).contains(&leak.block)
                 });
-                prop_assert_eq!(leak.parent, lowest.filter(|_| leak.kind == Indirect));
-                if let Some(above) = leak.tree_parent {
+                let parent = leak.parent.get().map(|parent| leaked[parent as usize]);
+                prop_assert_eq!(parent, lowest.filter(|_| leak.kind == Indirect));
+                if let Some(above) = leak.tree_parent.get() {
+                    let above = leaked[above as usize];
                     prop_assert!(graph.references(above).contains(&leak.block));
                 }
                 held += if leak.kind == Indirect { 0 } else { 1 };
-                held += if leak.tree_parent.is_none() { leak.held_blocks } else { 0 };
+                held += if leak.tree_parent == Link::NONE { leak.held_blocks } else { 0 };
             }
-            prop_assert_eq!(held, found.len() as u64);
+            prop_assert_eq!(held as usize, found.len());
         }
 
         #[test]
@@ -355,13 +357,13 @@ mod tests {
             let blocks = listed(&ranges);
             let found = leaks(&graph, &mark(&graph), &blocks);
             let mut taken = std::collections::BTreeSet::new();
-            for top in found.iter().filter(|leak| leak.tree_parent.is_none()) {
+            for top in found.iter().filter(|leak| leak.tree_parent == Link::NONE) {
                 let mut below = reached_from(&graph, graph.references(top.block));
                 below.retain(|block| {
                     found[*block as usize].kind == Indirect && taken.insert(*block)
                 });
                 let bytes: u64 = below.iter().map(|block| blocks.size(*block as usize)).sum();
-                prop_assert_eq!((top.held_blocks, top.held_bytes), (below.len() as u64, bytes));
+                prop_assert_eq!((top.held_blocks as usize, top.held_bytes), (below.len(), bytes));
             }
         }
     }

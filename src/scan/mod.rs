@@ -27,7 +27,7 @@ pub use bounded::{ReachError, reach_within};
 pub use extract::Source;
 pub use filter::Filter;
 pub use graph::{Alignment, Graph, Interrupted};
-pub use leak::{Leak, LeakKind};
+pub use leak::{Leak, LeakKind, Link};
 pub use leaks::{LeakSummary, leaks, summarize};
 pub use mark::{Marks, mark};
 pub use root::{Root, RootKind, RootSource};

@@ -53,7 +53,8 @@ fn read_allocations(
     let mut seen = FxHashSet::default();
     assert!(live.iter().all(|record| seen.insert(record.record)));
     let blocks = (0..).zip(live.iter().map(|record| record.record));
-    let Ok(known) = Allocations::read(log, records, memory, blocks) else {
+    let blocks: Vec<(u32, u32)> = blocks.collect();
+    let Ok(known) = Allocations::read(log, records, memory, &blocks) else {
         return;
     };
     let depth = usize::try_from(log.header.depth).expect("64 bits");

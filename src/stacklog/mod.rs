@@ -35,4 +35,4 @@ pub use image::Image;
 pub use log::{StackLog, search};
 pub use recorder::RECORDER;
 pub use records::{Area, LiveRecord, Records};
-pub use stack::{Allocation, CallStack, CodeFrame, StackReader};
+pub use stack::{Allocation, AllocationReader, CallStack, CodeFrame, StackReader};

@@ -168,21 +168,41 @@ impl<'a> Records<'a> {
         (at < chunk.keys.len()).then_some((chunk, at))
     }
 
-    /// The rest of a record: the node of its stack, and the thread.
+    /// The rest of a record: the node of its stack, and the thread. `near` has the records that were read with
+    /// the one before.
     #[must_use]
-    pub(super) fn rest(&self, record: u32) -> Option<RecordRest> {
+    pub(super) fn rest(&self, record: u32, near: &mut NearRecords) -> Option<RecordRest> {
         let index = usize::try_from(record).ok()?;
-        let table = self.log.header.tables.block_chunks;
-        let chunk = self.memory.word(entry(table, index / BLOCKS_PER_CHUNK)?)?;
-        let at = (index % BLOCKS_PER_CHUNK).checked_mul(RECORD)? as u64;
-        let bytes = read(self.memory, Addr(chunk).checked_add(at)?, RECORD);
-        (bytes.len() == RECORD).then(|| RecordRest {
-            requested: u64_at(&bytes, offset_of!(BlockRecord, key)) >> SIZE_SHIFT,
-            stack: u32_at(&bytes, offset_of!(BlockRecord, stack)),
-            thread: u32_at(&bytes, offset_of!(BlockRecord, thread)),
-            tick: u32_at(&bytes, offset_of!(BlockRecord, tick)),
+        let first = index - index % READ_TOGETHER;
+        if near.first != Some(first) {
+            let table = self.log.header.tables.block_chunks;
+            let chunk = self.memory.word(entry(table, index / BLOCKS_PER_CHUNK)?)?;
+            let at = (first % BLOCKS_PER_CHUNK).checked_mul(RECORD)? as u64;
+            let start = Addr(chunk).checked_add(at)?;
+            near.bytes = read(self.memory, start, READ_TOGETHER * RECORD);
+            near.first = Some(first);
+        }
+        let at = (index - first).checked_mul(RECORD)?;
+        let bytes = near.bytes.get(at..at.checked_add(RECORD)?)?;
+        Some(RecordRest {
+            requested: u64_at(bytes, offset_of!(BlockRecord, key)) >> SIZE_SHIFT,
+            stack: u32_at(bytes, offset_of!(BlockRecord, stack)),
+            thread: u32_at(bytes, offset_of!(BlockRecord, thread)),
+            tick: u32_at(bytes, offset_of!(BlockRecord, tick)),
         })
     }
+}
+
+/// Records that are read at once: those of blocks that lie near each other are often neighbours, too.
+const READ_TOGETHER: usize = 128;
+const _: () = assert!(BLOCKS_PER_CHUNK.is_multiple_of(READ_TOGETHER));
+
+/// Some records, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct NearRecords {
+    /// The number of the first.
+    first: Option<usize>,
+    bytes: Vec<u8>,
 }
 
 impl fmt::Debug for Records<'_> {

@@ -11,7 +11,7 @@ use super::format::{
 };
 use super::header::{LogError, u32_at, u64_at};
 use super::log::{StackLog, read};
-use super::records::{Records, check_parts};
+use super::records::{NearRecords, Records, check_parts};
 use crate::addr::Addr;
 use crate::memory::Memory;
 
@@ -38,12 +38,29 @@ impl Allocation {
     pub fn milliseconds(&self) -> u64 {
         u64::from(self.tick).saturating_mul(TICK_NANOSECONDS) / 1_000_000
     }
+}
+
+/// Reads what a log knows of allocations: quickly if their records are near each other.
+#[derive(Debug)]
+pub struct AllocationReader<'a> {
+    records: &'a Records<'a>,
+    near: NearRecords,
+}
+
+impl<'a> AllocationReader<'a> {
+    /// A reader of `records`.
+    #[must_use]
+    pub fn new(records: &'a Records<'a>) -> Self {
+        Self {
+            records,
+            near: NearRecords::default(),
+        }
+    }
 
     /// What the log knows of the block with this record.
-    #[must_use]
-    pub fn read(records: &Records<'_>, record: u32) -> Option<Self> {
-        let rest = records.rest(record)?;
-        Some(Self {
+    pub fn read(&mut self, record: u32) -> Option<Allocation> {
+        let rest = self.records.rest(record, &mut self.near)?;
+        Some(Allocation {
             requested: rest.requested,
             thread: rest.thread,
             stack: (rest.stack >= NODE_FIRST).then_some(rest.stack),

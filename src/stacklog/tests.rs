@@ -176,8 +176,8 @@ fn stack_has_its_frames_from_the_innermost_to_the_outermost() {
     let snapshot = log.snapshot();
     let (log, memory) = (open(&snapshot), &*snapshot.memory);
     let records = Records::read(&log, memory).expect("a good log");
-    let wanted = (0..).zip(blocks);
-    let known = Allocations::read(&log, &records, memory, wanted).expect("a good log");
+    let wanted: Vec<_> = (0..).zip(blocks).collect();
+    let known = Allocations::read(&log, &records, memory, &wanted).expect("a good log");
 
     let expected = Allocation {
         requested: 61,
@@ -346,8 +346,8 @@ proptest! {
                 for area in records.areas() {
                     live.extend(records.live_in(area).unwrap_or_default());
                 }
-                let wanted = (0..).zip(live.iter().map(|record| record.record));
-                if let Ok(known) = Allocations::read(&log, &records, memory, wanted) {
+                let wanted: Vec<_> = (0..).zip(live.iter().map(|record| record.record)).collect();
+                if let Ok(known) = Allocations::read(&log, &records, memory, &wanted) {
                     prop_assert!(known.stacks().all(|(_, stack)| stack.frames.len() <= 4096));
                     prop_assert!(known.images().count() <= live.len() + 1);
                 }

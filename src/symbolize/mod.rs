@@ -6,6 +6,7 @@ mod compression;
 mod debug_file;
 mod demangle;
 mod describe;
+mod descriptions;
 mod dwarf;
 mod elf;
 #[cfg(any(test, fuzzing))]
@@ -15,6 +16,7 @@ mod inventory;
 mod module_symbols;
 mod perf_map;
 mod preview;
+mod starts;
 mod symbolizer;
 mod table;
 
@@ -26,7 +28,9 @@ mod tests;
 pub use allocators::is_allocator_wrapper;
 pub use code_frames::{CodeFrames, Detail};
 pub use demangle::{demangle, vtable_class};
-pub use describe::{Content, Describer, Description};
+pub use describe::Describer;
+pub use descriptions::{Description, Descriptions};
 pub use image::{CodeAddress, CodeImage, SourceFrame};
 pub use inventory::{ModuleSymbols, SymbolSource, inventory};
+pub use starts::{Described, Shown, Source, Starts};
 pub use symbolizer::{DataSymbol, Symbolizer};

@@ -29,8 +29,7 @@ pub struct Symbolizer<'a> {
     modules: &'a [Module],
     memory: &'a dyn Memory,
     files: TargetFiles,
-    /// All segments in ascending order, each with the index of its module.
-    segments: Vec<(AddrRange, usize)>,
+    segments: Segments,
     symbols: Vec<OnceLock<SymbolTable>>,
 }
 
@@ -39,17 +38,11 @@ impl<'a> Symbolizer<'a> {
     /// far as the dynamic loader needs them in `memory`. It reads nothing yet.
     #[must_use]
     pub fn new(modules: &'a [Module], memory: &'a dyn Memory, files: TargetFiles) -> Self {
-        let segments = modules.iter().enumerate().flat_map(|(index, module)| {
-            let ranges = module.segments.iter().map(|segment| segment.range);
-            ranges.map(move |range| (range, index))
-        });
-        let mut segments: Vec<_> = segments.collect();
-        segments.sort_unstable();
         Self {
             modules,
             memory,
             files,
-            segments,
+            segments: Segments::new(modules),
             symbols: modules.iter().map(|_| OnceLock::new()).collect(),
         }
     }
@@ -63,7 +56,7 @@ impl<'a> Symbolizer<'a> {
     /// The variable that `addr` is in. One of unknown size is found at its first byte only.
     #[must_use]
     pub fn data_symbol(&self, addr: Addr) -> Option<DataSymbol> {
-        let module = self.module_index(addr)?;
+        let module = self.segments.module(addr)?;
         let address = self.modules[module].link_address(addr);
         let symbol = self.symbols(module).find(address)?;
         Some(readable(&symbol, address))
@@ -72,19 +65,36 @@ impl<'a> Symbolizer<'a> {
     /// Says whether `addr` is in a segment of a module: a cheap test before [`Self::data_symbol`].
     #[must_use]
     pub fn is_in_module(&self, addr: Addr) -> bool {
-        self.module_index(addr).is_some()
-    }
-
-    fn module_index(&self, addr: Addr) -> Option<usize> {
-        let after = self.segments.partition_point(|(r, _)| r.start <= addr);
-        let (range, module) = self.segments[after.checked_sub(1)?];
-        range.contains(addr).then_some(module)
+        self.segments.module(addr).is_some()
     }
 
     fn symbols(&self, module: usize) -> &SymbolTable {
         self.symbols[module].get_or_init(|| {
             module_symbols::data_symbols(&self.modules[module], &self.files, self.memory)
         })
+    }
+}
+
+/// All segments of modules in ascending order, each with the index of its module.
+#[derive(Debug)]
+pub(super) struct Segments(Vec<(AddrRange, usize)>);
+
+impl Segments {
+    pub(super) fn new(modules: &[Module]) -> Self {
+        let segments = modules.iter().enumerate().flat_map(|(index, module)| {
+            let ranges = module.segments.iter().map(|segment| segment.range);
+            ranges.map(move |range| (range, index))
+        });
+        let mut segments: Vec<_> = segments.collect();
+        segments.sort_unstable();
+        Self(segments)
+    }
+
+    /// The index of the module that `addr` is in.
+    pub(super) fn module(&self, addr: Addr) -> Option<usize> {
+        let after = self.0.partition_point(|(r, _)| r.start <= addr);
+        let (range, module) = self.0[after.checked_sub(1)?];
+        range.contains(addr).then_some(module)
     }
 }
 

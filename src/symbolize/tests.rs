@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::elf::{Bytes, ElfFile};
 use super::table::TableBuilder;
-use super::{Content, Describer, Description, Symbolizer};
+use super::{Describer, Description, Shown, Source, Starts, Symbolizer};
 use crate::addr::{Addr, AddrRange};
 use crate::heap::{Block, Heap};
 use crate::memory::{FakeMemory, Memory};
@@ -451,23 +451,65 @@ fn a_block_is_described_by_its_first_word_or_its_string() {
                 *name,
                 "{word:#x} {round}"
             );
-            assert_eq!(describer.describe(&block).type_name.as_deref(), *name);
         }
     }
-    let content = Content {
-        length: 12,
-        text: r#""it's \"text\"\n""#.to_owned(),
+    let typed = |name: &Option<&'static str>| Description {
+        type_name: *name,
+        ..Description::default()
     };
-    let expected = Description {
+    let content = |length, text| Description {
         type_name: None,
-        content: Some(content),
+        content: Some(text),
+        content_length: Some(length),
     };
-    assert_eq!(describer.describe(&block(0x1000, 16)), expected);
-    for unreadable in [block(0x1ff0, 32), block(0x1ff0, 8192), block(0x3000, 16)] {
-        assert_eq!(describer.describe(&unreadable), Description::default());
+    let mut expected: Vec<(Block, Description<'_>)> = (0..)
+        .zip(&words)
+        .map(|(index, (_, name))| (block(16 * index, 16), typed(name)))
+        .collect();
+    expected[0].0.size = 4;
+    expected[0].1 = Description::default();
+    expected.extend([
+        (block(0x1000, 16), content(12, r#""it's \"text\"\n""#)),
+        (block(0x1ff0, 16), content(16, r#""cut off by a hol""#)),
+        (block(0x3000, 16), Description::default()),
+    ]);
+    let source = Source {
+        memory: &memory,
+        width: crate::memory::Width::Eight,
+        modules: &modules,
+        heap: &heap,
+        shown: Shown::Contents,
+    };
+    check_described(&source, &describer, &expected);
+    for size in [32, 8192] {
+        let unreadable = [(block(0x1ff0, size), Description::default())];
+        check_described(&source, &describer, &unreadable);
     }
-    assert!(describer.describe(&block(0x1ff0, 16)).content.is_some());
-    assert_eq!(describer.describe(&block(0, 4)), Description::default());
+}
+
+/// Checks what blocks are taken for: all of them together, and each by itself.
+fn check_described(
+    source: &Source<'_>,
+    describer: &Describer<'_>,
+    expected: &[(Block, Description<'_>)],
+) {
+    let all = (0..expected.len()).map(|index| index..index + 1);
+    for range in all.chain([0..expected.len()]) {
+        let expected = &expected[range];
+        for shown in [Shown::Contents, Shown::Types] {
+            let block = |index: usize| Some(expected[index].0);
+            let source = Source { shown, ..*source };
+            let starts = Starts::read(&source, expected.len(), block);
+            let described = starts.described(describer);
+            for ((block, expected), number) in expected.iter().zip(&described.numbers) {
+                let mut expected = *expected;
+                if shown == Shown::Types {
+                    (expected.content, expected.content_length) = (None, None);
+                }
+                assert_eq!(described.descriptions.get(*number), expected, "{block:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -481,6 +523,14 @@ fn long_strings_are_measured_up_to_a_limit() {
     let symbolizer = Symbolizer::new(&[], &memory, TargetFiles::under(Path::new("/")));
     let heap = Heap::default();
     let describer = Describer::new(&memory, crate::memory::Width::Eight, &symbolizer, &heap);
+    let source = Source {
+        memory: &memory,
+        width: crate::memory::Width::Eight,
+        modules: &[],
+        heap: &heap,
+        shown: Shown::Contents,
+    };
+    let text = format!("\"{}\"...", "x".repeat(80));
     for (start, size, length) in [
         (0x1000, 0x8000, Some(1000)),
         (0x1000, 500, Some(500)),
@@ -489,20 +539,16 @@ fn long_strings_are_measured_up_to_a_limit() {
         (0x10f80, 0x80, None),
         (0x10f00, 0x1000, None),
     ] {
-        let content = describer
-            .describe(&Block {
-                start: Addr(start),
-                size,
-            })
-            .content;
-        assert_eq!(
-            content.as_ref().map(|c| c.length),
-            length,
-            "{start:#x} {size}"
-        );
-        if let Some(content) = content {
-            assert_eq!(content.text, format!("\"{}\"...", "x".repeat(80)));
-        }
+        let block = Block {
+            start: Addr(start),
+            size,
+        };
+        let expected = Description {
+            type_name: None,
+            content: length.map(|_| &*text),
+            content_length: length,
+        };
+        check_described(&source, &describer, &[(block, expected)]);
     }
 }
 

@@ -4,7 +4,7 @@ use rustc_hash::FxHashMap;
 
 use super::kinds::{Kind, Kinds};
 use super::matching::{Matching, Ordered, by_address, by_kind, tree_order};
-use crate::report::{Leak, Report};
+use crate::report::{LeakRef, Report};
 
 /// Blocks and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn with(self, leak: &Leak) -> Self {
-        self.plus(1, leak.size)
+    pub(super) fn with(self, leak: LeakRef<'_>) -> Self {
+        self.plus(1, leak.size())
     }
 
     pub(super) fn plus(self, blocks: u64, bytes: u64) -> Self {
@@ -29,8 +29,8 @@ impl Totals {
 /// The leaks of a report beside those of earlier ones.
 #[derive(Debug)]
 pub(super) struct Compared<'r> {
-    pub(super) old: Vec<(&'r Leak, Kind<'r>)>,
-    pub(super) new: Vec<(&'r Leak, Kind<'r>)>,
+    pub(super) old: Vec<(LeakRef<'r>, Kind<'r>)>,
+    pub(super) new: Vec<(LeakRef<'r>, Kind<'r>)>,
     pub(super) matching: Matching,
 }
 
@@ -43,7 +43,7 @@ impl<'r> Compared<'r> {
         old: &[&'r Report],
         new: &'r Report,
     ) -> Self {
-        let mut with_kinds = |report: &'r Report| -> Vec<(&'r Leak, Kind<'r>)> {
+        let mut with_kinds = |report: &'r Report| -> Vec<(LeakRef<'r>, Kind<'r>)> {
             let kinds = kinds.of(report);
             report.leaks.iter().zip(kinds).collect()
         };
@@ -58,13 +58,13 @@ impl<'r> Compared<'r> {
     }
 
     /// The old leaks that are none of the new ones.
-    pub(super) fn gone(&self) -> impl Iterator<Item = &'r Leak> + '_ {
+    pub(super) fn gone(&self) -> impl Iterator<Item = LeakRef<'r>> + '_ {
         let gone = self.matching.gone.iter();
         gone.filter_map(|index| self.old.get(*index).map(|(leak, _)| *leak))
     }
 
     /// The leaks of the new report in its order, and whether each is new.
-    pub(super) fn new_leaks(&self) -> impl Iterator<Item = (&'r Leak, bool)> + '_ {
+    pub(super) fn new_leaks(&self) -> impl Iterator<Item = (LeakRef<'r>, bool)> + '_ {
         let partners = self.matching.partners.iter();
         let leaks = self.new.iter().zip(partners);
         leaks.map(|((leak, _), partner)| (*leak, partner.is_none()))
@@ -72,8 +72,8 @@ impl<'r> Compared<'r> {
 }
 
 impl<'r> Ordered<'r> {
-    fn new(leaks: &[(&'r Leak, Kind<'r>)]) -> Self {
-        let (leaks, kinds): (Vec<&Leak>, Vec<Kind<'r>>) = leaks.iter().copied().unzip();
+    fn new(leaks: &[(LeakRef<'r>, Kind<'r>)]) -> Self {
+        let (leaks, kinds): (Vec<LeakRef<'_>>, Vec<Kind<'r>>) = leaks.iter().copied().unzip();
         Self {
             order: tree_order(&leaks),
             kinds,
@@ -81,7 +81,9 @@ impl<'r> Ordered<'r> {
     }
 }
 
-fn most_of_each_kind<'r>(mut reports: Vec<Vec<(&'r Leak, Kind<'r>)>>) -> Vec<(&'r Leak, Kind<'r>)> {
+fn most_of_each_kind<'r>(
+    mut reports: Vec<Vec<(LeakRef<'r>, Kind<'r>)>>,
+) -> Vec<(LeakRef<'r>, Kind<'r>)> {
     if reports.len() == 1 {
         return reports.pop().unwrap_or_default();
     }

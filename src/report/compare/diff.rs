@@ -212,10 +212,10 @@ fn leak_groups<'r>(compared: &Compared<'r>) -> Groups<'r> {
     let partners = compared.matching.partners.iter();
     for ((leak, kind), partner) in compared.new.iter().zip(partners) {
         let group = groups.of(*kind);
-        group.new = group.new.with(leak);
+        group.new = group.new.with(*leak);
         match partner.and_then(|index| compared.old.get(index)) {
             // Both are of one group, though the type may be known on one side only.
-            Some((old, _)) => group.old = group.old.with(old),
+            Some((old, _)) => group.old = group.old.with(*old),
             None => group.appeared += 1,
         }
     }

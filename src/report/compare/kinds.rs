@@ -4,7 +4,7 @@
 use rustc_hash::FxHashMap;
 
 use super::terms::Terms;
-use crate::report::{Frame, Leak, Report, Stack};
+use crate::report::{Frame, LeakRef, Report, Stack};
 
 /// The name of the executable as a module: the same program may be another file elsewhere.
 const PROGRAM: &str = "";
@@ -69,14 +69,14 @@ impl<'r> Kinds<'r> {
         report.leaks.iter().map(kind).collect()
     }
 
-    fn kind(&self, leak: &'r Leak, stacks: &FxHashMap<u32, u32>) -> Kind<'r> {
-        let requested = leak.requested.filter(|_| self.terms.requested);
-        let stack = leak.stack.filter(|_| self.terms.stacks);
+    fn kind(&self, leak: LeakRef<'r>, stacks: &FxHashMap<u32, u32>) -> Kind<'r> {
+        let requested = leak.requested().filter(|_| self.terms.requested);
+        let stack = leak.stack().filter(|_| self.terms.stacks);
         Kind {
             stack: stack.and_then(|id| stacks.get(&id).copied()),
-            type_name: leak.type_name.as_deref(),
+            type_name: leak.type_name(),
             // The allocator rounds up, and not always by the same.
-            size: requested.unwrap_or(leak.size),
+            size: requested.unwrap_or_else(|| leak.size()),
         }
     }
 

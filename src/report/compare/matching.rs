@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use super::kinds::Kind;
 use super::terms::both;
 use crate::addr::Addr;
-use crate::report::Leak;
+use crate::report::LeakRef;
 
 /// What came of the comparison: each leak of the new report is new or known, each of the old one is
 /// known or gone.
@@ -33,28 +33,31 @@ impl Matching {
 }
 
 /// Matches leaks of one process: those at one address are the same, unless it was allocated again.
-pub(super) fn by_address(old: &[(&Leak, Kind<'_>)], new: &[(&Leak, Kind<'_>)]) -> Matching {
+pub(super) fn by_address(
+    old: &[(LeakRef<'_>, Kind<'_>)],
+    new: &[(LeakRef<'_>, Kind<'_>)],
+) -> Matching {
     let index: FxHashMap<Addr, usize> = (0..)
         .zip(old)
-        .map(|(index, (leak, _))| (leak.address, index))
+        .map(|(index, (leak, _))| (leak.address(), index))
         .collect();
-    let partner = |new: &(&Leak, Kind<'_>)| {
-        let index = *index.get(&new.0.address)?;
+    let partner = |new: &(LeakRef<'_>, Kind<'_>)| {
+        let index = *index.get(&new.0.address())?;
         is_same_allocation(&old[index], new).then_some(index)
     };
     Matching::new(new.iter().map(partner).collect(), old.len())
 }
 
-fn is_same_allocation(old: &(&Leak, Kind<'_>), new: &(&Leak, Kind<'_>)) -> bool {
+fn is_same_allocation(old: &(LeakRef<'_>, Kind<'_>), new: &(LeakRef<'_>, Kind<'_>)) -> bool {
     let ((old, old_kind), (new, new_kind)) = (old, new);
     let known = [
-        both(old.requested, new.requested),
-        both(old.thread, new.thread),
-        both(old.allocated_milliseconds, new.allocated_milliseconds),
+        both(old.requested(), new.requested()),
+        both(old.thread(), new.thread()),
+        both(old.allocated_milliseconds(), new.allocated_milliseconds()),
         both(old_kind.stack, new_kind.stack),
         both(old_kind.type_name, new_kind.type_name),
     ];
-    old.size == new.size && !known.contains(&Some(false))
+    old.size() == new.size() && !known.contains(&Some(false))
 }
 
 /// Matches leaks of two processes: of each kind as many as both have. `order` says which of those
@@ -146,15 +149,15 @@ fn take<'r>(
 /// are alike whole ones are new, and not parts of each.
 ///
 /// Whatever a file says of parents, each leak is there once.
-pub(super) fn tree_order(leaks: &[&Leak]) -> Vec<usize> {
+pub(super) fn tree_order(leaks: &[LeakRef<'_>]) -> Vec<usize> {
     let index: FxHashMap<Addr, usize> = (0..)
         .zip(leaks)
-        .map(|(index, leak)| (leak.address, index))
+        .map(|(index, leak)| (leak.address(), index))
         .collect();
     let mut children: Vec<Vec<usize>> = vec![Vec::new(); leaks.len()];
     let mut roots = Vec::new();
     for (child, leak) in leaks.iter().enumerate() {
-        let parent = leak.tree_parent.and_then(|parent| index.get(&parent));
+        let parent = leak.tree_parent().and_then(|parent| index.get(&parent));
         match parent {
             Some(parent) => children[*parent].push(child),
             None => roots.push(child),

@@ -8,7 +8,7 @@ use super::terms::{Terms, is_same_process};
 use super::weak;
 use crate::report::build::summary;
 use crate::report::group::groups;
-use crate::report::{ComparedWith, Comparison, Report};
+use crate::report::{ComparedWith, Comparison, LeakRef, Report};
 
 /// The reports of a file that leaks are compared with.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,16 +111,16 @@ impl Earlier {
 
 /// Keeps the leaks that are new, and what belongs to them. The others are counted as suppressed.
 fn retain(report: &mut Report, is_new: &[bool]) -> Totals {
-    let leaks = std::mem::take(&mut report.leaks);
     let mut known = Totals::default();
-    for (leak, is_new) in leaks.into_iter().zip(is_new) {
-        if *is_new {
-            report.leaks.push(leak);
-        } else {
-            known = known.with(&leak);
+    let mut is_new = is_new.iter();
+    report.leaks.retain(|leak| {
+        let is_new = is_new.next().is_some_and(|is_new| *is_new);
+        if !is_new {
+            known = known.with(leak);
         }
-    }
-    let used: FxHashSet<u32> = report.leaks.iter().filter_map(|leak| leak.stack).collect();
+        is_new
+    });
+    let used: FxHashSet<u32> = report.leaks.iter().filter_map(LeakRef::stack).collect();
     report.stacks.retain(|stack| used.contains(&stack.id));
     report.groups = groups(&report.leaks, report.stack_log.sample_bytes);
     let before = std::mem::replace(&mut report.summary, summary(&report.leaks));

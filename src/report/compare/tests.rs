@@ -8,7 +8,9 @@ use super::terms::{Terms, is_same_process};
 use super::{Change, Diff, Earlier, LiveGroup, LiveMemory, Side};
 use crate::addr::Addr;
 use crate::report::fixture::{clean, leaky, with_stacks};
-use crate::report::{ComparedBy, ComparedWith, Frame, Leak, Module, Offset, Report, Stack};
+use crate::report::{
+    ComparedBy, ComparedWith, Frame, Leak, LeakRef, Module, Offset, Report, Stack,
+};
 use crate::scan::LeakKind;
 
 const OTHER_PID: u32 = 77;
@@ -16,7 +18,7 @@ const OTHER_PID: u32 = 77;
 /// A block that leaked: its stack, its type and its size.
 type Seed = (Option<u32>, Option<u8>, u64);
 
-fn leak((address, (stack, type_name, size)): (u64, Seed)) -> Leak {
+fn leak((address, (stack, type_name, size)): (u64, Seed)) -> Leak<'static> {
     Leak {
         address: Addr(address * 0x100),
         size,
@@ -27,7 +29,7 @@ fn leak((address, (stack, type_name, size)): (u64, Seed)) -> Leak {
         tree_parent: None,
         held_blocks: 0,
         held_bytes: 0,
-        type_name: type_name.map(|name| format!("T{name}")),
+        type_name: type_name.map(|name| format!("T{name}").into()),
         content: None,
         content_length: None,
         stack,
@@ -96,7 +98,7 @@ fn new_addresses(report: &Report) -> Vec<u64> {
     report
         .leaks
         .iter()
-        .map(|leak| leak.address.0 / 0x100)
+        .map(|leak| leak.address().0 / 0x100)
         .collect()
 }
 
@@ -114,10 +116,10 @@ fn seeds() -> impl Strategy<Value = Vec<Seed>> {
 }
 
 /// How many leaks there are of each stack and size: types may be missing.
-fn counts<'a>(leaks: impl Iterator<Item = &'a Leak>) -> BTreeMap<(Option<u32>, u64), u64> {
+fn counts<'a>(leaks: impl Iterator<Item = LeakRef<'a>>) -> BTreeMap<(Option<u32>, u64), u64> {
     let mut counts = BTreeMap::new();
     for leak in leaks {
-        *counts.entry((leak.stack, leak.size)).or_default() += 1;
+        *counts.entry((leak.stack(), leak.size())).or_default() += 1;
     }
     counts
 }
@@ -198,23 +200,27 @@ proptest! {
 #[test]
 fn an_address_that_was_allocated_again_is_a_new_leak() {
     let old = report(4242, &[(Some(1), Some(1), 24), (Some(1), None, 24)]);
-    let is_new = |change: &dyn Fn(&mut Leak)| {
+    let is_new = |change: &dyn Fn(&mut Leak<'_>)| {
         let mut new = old.clone();
-        change(&mut new.leaks[0]);
+        new.leaks.edit(|leaks| change(&mut leaks[0]));
         compared_with(ComparedWith::Earlier, std::slice::from_ref(&old), &new).has_leaks()
     };
     assert!(!is_new(&|_| {}));
     assert!(is_new(&|leak| leak.size = 40));
     assert!(is_new(&|leak| leak.stack = Some(2)));
-    assert!(is_new(&|leak| leak.type_name = Some("T2".to_owned())));
+    assert!(is_new(&|leak| leak.type_name = Some("T2".into())));
     assert!(is_new(&|leak| leak.address = Addr(0x9999)));
     // What is not known on one side says nothing.
     assert!(!is_new(&|leak| leak.type_name = None));
     assert!(!is_new(&|leak| leak.thread = Some(1)));
     let mut timed = old.clone();
-    timed.leaks[0].allocated_milliseconds = Some(17);
+    timed
+        .leaks
+        .edit(|leaks| leaks[0].allocated_milliseconds = Some(17));
     let mut later = timed.clone();
-    later.leaks[0].allocated_milliseconds = Some(34);
+    later
+        .leaks
+        .edit(|leaks| leaks[0].allocated_milliseconds = Some(34));
     let shown = compared_with(ComparedWith::Earlier, &[timed], &later);
     assert_eq!(new_addresses(&shown), [1]);
     assert_eq!(shown.comparison.expect("it is there").gone_blocks, 1);
@@ -247,12 +253,12 @@ fn a_process_is_the_same_if_pid_program_and_start_are() {
 fn a_baseline_compares_kinds_even_of_the_same_process() {
     let old = report(4242, &[(Some(1), None, 24)]);
     let mut new = old.clone();
-    new.leaks[0].address = Addr(0x77_0000);
+    new.leaks.edit(|leaks| leaks[0].address = Addr(0x77_0000));
     assert!(!with_baseline(&[old], &new).has_leaks());
 }
 
 /// A leak that holds two others.
-fn tree(address: u64) -> Vec<Leak> {
+fn tree(address: u64) -> Vec<Leak<'static>> {
     let child = |offset, size| Leak {
         kind: LeakKind::Indirect,
         parent: Some(Addr(address * 0x100)),
@@ -269,16 +275,17 @@ fn tree(address: u64) -> Vec<Leak> {
 #[test]
 fn of_trees_that_are_alike_whole_ones_are_new() {
     let mut old = report(4242, &[]);
-    old.leaks = tree(8);
+    old.leaks = tree(8).into_iter().collect();
     let mut new = report(OTHER_PID, &[]);
-    new.leaks = [tree(0x10), tree(0x20)].concat();
+    let mut leaks = [tree(0x10), tree(0x20)].concat();
     // The report's order is by size, not by tree.
-    new.leaks.sort_by_key(|leak| {
+    leaks.sort_by_key(|leak| {
         (
             std::cmp::Reverse(leak.size),
             std::cmp::Reverse(leak.address),
         )
     });
+    new.leaks = leaks.into_iter().collect();
     let shown = with_baseline(&[old], &new);
     let mut shown = new_addresses(&shown);
     shown.sort_unstable();
@@ -288,27 +295,31 @@ fn of_trees_that_are_alike_whole_ones_are_new() {
 #[test]
 fn what_a_known_leak_holds_is_new_where_the_baseline_has_less_of_it() {
     let mut old = report(4242, &[]);
-    old.leaks = tree(8);
-    old.leaks.pop();
+    old.leaks = tree(8).into_iter().take(2).collect();
     let mut new = report(OTHER_PID, &[]);
-    new.leaks = tree(0x10);
+    new.leaks = tree(0x10).into_iter().collect();
     let shown = with_baseline(std::slice::from_ref(&old), &new);
     assert_eq!(new_addresses(&shown), [0x12]);
-    assert_eq!(shown.leaks[0].kind, LeakKind::Indirect);
+    let kinds: Vec<_> = shown.leaks.iter().map(LeakRef::kind).collect();
+    assert_eq!(kinds, [LeakKind::Indirect]);
     assert_eq!(shown.summary.indirect, 1);
     // What was held is known, whether it is held this time or not.
-    new.leaks.remove(0);
-    new.leaks[0].kind = LeakKind::RootLeak;
+    new.leaks.edit(|leaks| {
+        leaks.remove(0);
+        leaks[0].kind = LeakKind::RootLeak;
+    });
     assert_eq!(with_baseline(&[old], &new).leaks.len(), 1);
 }
 
 #[test]
 fn parents_in_a_circle_are_taken_as_they_are() {
     let mut old = report(4242, &[(None, None, 8), (None, None, 16), (None, None, 24)]);
-    let addresses: Vec<Addr> = old.leaks.iter().map(|leak| leak.address).collect();
-    for (leak, parent) in old.leaks.iter_mut().zip([1, 0, 2]) {
-        leak.tree_parent = Some(addresses[parent]);
-    }
+    let addresses: Vec<Addr> = old.leaks.iter().map(LeakRef::address).collect();
+    old.leaks.edit(|leaks| {
+        for (leak, parent) in leaks.iter_mut().zip([1, 0, 2]) {
+            leak.tree_parent = Some(addresses[parent]);
+        }
+    });
     let new = report(OTHER_PID, &[(None, None, 8), (None, None, 16)]);
     assert_eq!(diff(&old, &new).summary.gone_blocks, 1);
     assert_eq!(diff(&new, &old).summary.appeared_blocks, 1);
@@ -341,7 +352,9 @@ fn a_type_that_is_known_on_one_side_only_is_no_difference_where_the_stack_is_the
 fn is_known(old: (&Report, Stack), new: (&Report, Stack)) -> bool {
     let with = |(report, stack): (&Report, Stack)| {
         let mut report = report.clone();
-        report.leaks = vec![leak((1, (Some(stack.id), None, 24)))];
+        report.leaks = [leak((1, (Some(stack.id), None, 24)))]
+            .into_iter()
+            .collect();
         report.stacks = vec![stack];
         report
     };
@@ -473,13 +486,12 @@ fn without_stacks_on_both_sides_leaks_go_by_type_and_size_and_that_is_said() {
 fn what_the_program_asked_for_counts_where_it_is_known() {
     let mut old = report(4242, &[(Some(1), None, 24), (Some(1), None, 24)]);
     let mut new = report(OTHER_PID, &[(Some(1), None, 40), (Some(1), None, 24)]);
-    for (leak, requested) in old
-        .leaks
-        .iter_mut()
-        .chain(&mut new.leaks)
-        .zip([20, 24, 20, 23])
-    {
-        leak.requested = Some(requested);
+    for (report, asked_for) in [(&mut old, [20, 24]), (&mut new, [20, 23])] {
+        report.leaks.edit(|leaks| {
+            for (leak, requested) in leaks.iter_mut().zip(asked_for) {
+                leak.requested = Some(requested);
+            }
+        });
     }
     assert_eq!(new_addresses(&with_baseline(&[old], &new)), [2]);
 }
@@ -621,9 +633,11 @@ fn groups_say_what_happened_and_what_has_grown_most_comes_first() {
         ],
     );
     let mut new = new;
-    new.leaks[4].type_name = Some("other".to_owned());
+    new.leaks
+        .edit(|leaks| leaks[4].type_name = Some("other".into()));
     let mut old = old;
-    old.leaks[3].type_name = Some("one".to_owned());
+    old.leaks
+        .edit(|leaks| leaks[3].type_name = Some("one".into()));
     let diff = diff(&old, &new);
     let changes: Vec<_> = diff
         .leaks

@@ -6,8 +6,10 @@ use std::io::{self, Write};
 use rustc_hash::FxHashMap;
 
 use super::forest::Totals;
+use super::label::Label;
 use super::size::{Count, Size};
 use super::view::View;
+use crate::report::LeakRef;
 
 /// One line of the table.
 struct Row {
@@ -33,12 +35,45 @@ pub(super) fn write_table(view: &View<'_>, out: &mut dyn Write) -> io::Result<()
     write_rest(view, left_out, out)
 }
 
+/// What blocks on one line have in common.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Alike {
+    /// The number of their type.
+    Type(u32),
+    /// The id of the stack that allocated them, and their size: it names them where the stack has no frames.
+    Allocated(Option<u32>, u64),
+}
+
+impl Alike {
+    fn of(leak: LeakRef<'_>) -> Self {
+        match leak.type_number() {
+            Some(number) => Self::Type(number),
+            None => Self::Allocated(leak.stack(), leak.size()),
+        }
+    }
+
+    fn name(self, view: &View<'_>) -> String {
+        let label = match self {
+            Self::Type(number) => Label::Type(view.report.leaks.type_name(number)),
+            Self::Allocated(stack, size) => Label::new(None, view.stack(stack), size),
+        };
+        label.to_string()
+    }
+}
+
 /// The lines of the table, the one with most bytes first.
 fn rows(view: &View<'_>) -> Vec<Row> {
+    // There may be millions of leaks, and have few names.
+    let mut alike: FxHashMap<Alike, Totals> = FxHashMap::default();
+    for leak in view.report.leaks.iter() {
+        alike
+            .entry(Alike::of(leak))
+            .or_default()
+            .add(Totals::of(leak));
+    }
     let mut types: FxHashMap<String, Totals> = FxHashMap::default();
-    for leak in &view.report.leaks {
-        let name = view.label(leak).to_string();
-        types.entry(name).or_default().add(Totals::of(leak));
+    for (alike, totals) in alike {
+        types.entry(alike.name(view)).or_default().add(totals);
     }
     let row = |(name, totals)| Row { name, totals };
     let mut rows: Vec<_> = types.into_iter().map(row).collect();

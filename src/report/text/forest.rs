@@ -1,9 +1,9 @@
 //! The trees of leaks, made from each leak's `tree_parent`.
 
-use rustc_hash::FxHashMap;
+use std::ops::Range;
 
-use crate::addr::Addr;
-use crate::report::Leak;
+use crate::report::LeakRef;
+use crate::report::leaks::{Leaks, NONE, number};
 
 /// Blocks and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,10 +13,10 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn of(leak: &Leak) -> Self {
+    pub(super) fn of(leak: LeakRef<'_>) -> Self {
         Self {
             blocks: 1,
-            bytes: leak.size,
+            bytes: leak.size(),
         }
     }
 
@@ -33,60 +33,71 @@ impl Totals {
     }
 }
 
-/// The trees of a report's leaks, which are named by their index in the report.
+/// The trees of a report's leaks, which are named by their rows.
 ///
 /// A leak whose `tree_parent` is not in the report begins a tree of its own. Nothing here recurses:
 /// a leaked list is a tree as deep as the list is long.
 pub(super) struct Forest {
-    index: FxHashMap<Addr, usize>,
-    parents: Vec<Option<usize>>,
+    /// The row above each row, or itself where a tree begins, or [`NONE`] where it is no leak of the report.
+    parents: Vec<u32>,
     /// Where each leak's children begin in `children`; one more at the end.
-    first_child: Vec<usize>,
-    children: Vec<usize>,
+    first_child: Vec<u32>,
+    children: Vec<u32>,
     totals: Vec<Totals>,
 }
 
 impl Forest {
-    pub(super) fn new(leaks: &[Leak]) -> Self {
-        let index: FxHashMap<_, _> = (0..)
-            .zip(leaks)
-            .map(|(i, leak)| (leak.address, i))
-            .collect();
-        let parents: Vec<_> = leaks
-            .iter()
-            .map(|leak| index.get(&leak.tree_parent?).copied())
-            .collect();
+    pub(super) fn new(leaks: &Leaks) -> Self {
+        let parents = parents(leaks);
         let first_child = first_children(&parents);
         Self {
             children: children(&parents, &first_child),
             totals: totals(leaks, &parents, &first_child),
-            index,
             parents,
             first_child,
         }
     }
 
-    /// The index of the leak at `address`, if a tree begins with it.
-    pub(super) fn root_at(&self, address: Addr) -> Option<usize> {
-        let leak = *self.index.get(&address)?;
-        self.parents[leak].is_none().then_some(leak)
+    /// Says whether a tree begins with a leak.
+    pub(super) fn is_root(&self, leak: u32) -> bool {
+        self.parents[leak as usize] == leak
     }
 
     /// The leaks that stand directly below `leak`.
-    pub(super) fn children(&self, leak: usize) -> &[usize] {
-        &self.children[self.first_child[leak]..self.first_child[leak + 1]]
+    pub(super) fn children(&self, leak: u32) -> &[u32] {
+        &self.children[children_of(&self.first_child, leak)]
     }
 
     /// What the tree that begins with `leak` adds up to.
-    pub(super) fn totals(&self, leak: usize) -> Totals {
-        self.totals[leak]
+    pub(super) fn totals(&self, leak: u32) -> Totals {
+        self.totals[leak as usize]
     }
 }
 
-fn first_children(parents: &[Option<usize>]) -> Vec<usize> {
+fn parents(leaks: &Leaks) -> Vec<u32> {
+    let mut parents = vec![NONE; leaks.rows()];
+    for leak in leaks.iter() {
+        parents[leak.row() as usize] = leak.row();
+    }
+    for leak in leaks.iter() {
+        let above = leak.row_above();
+        if let Some(above) = above.filter(|above| parents[*above as usize] != NONE) {
+            parents[leak.row() as usize] = above;
+        }
+    }
+    parents
+}
+
+/// The rows that have one above them, and that one.
+fn links(parents: &[u32]) -> impl Iterator<Item = (u32, u32)> {
+    let links = (0..).zip(parents.iter().copied());
+    links.filter(|(leak, parent)| *parent != NONE && parent != leak)
+}
+
+fn first_children(parents: &[u32]) -> Vec<u32> {
     let mut first = vec![0; parents.len() + 1];
-    for parent in parents.iter().flatten() {
-        first[parent + 1] += 1;
+    for (_, parent) in links(parents) {
+        first[parent as usize + 1] += 1;
     }
     for i in 1..first.len() {
         first[i] += first[i - 1];
@@ -94,32 +105,40 @@ fn first_children(parents: &[Option<usize>]) -> Vec<usize> {
     first
 }
 
-fn children(parents: &[Option<usize>], first_child: &[usize]) -> Vec<usize> {
+fn children_of(first_child: &[u32], leak: u32) -> Range<usize> {
+    let leak = leak as usize;
+    first_child[leak] as usize..first_child[leak + 1] as usize
+}
+
+fn children(parents: &[u32], first_child: &[u32]) -> Vec<u32> {
     let mut next = first_child.to_vec();
-    let mut children = vec![0; first_child.last().copied().unwrap_or(0)];
-    for (leak, parent) in parents.iter().enumerate() {
-        if let Some(parent) = *parent {
-            children[next[parent]] = leak;
-            next[parent] += 1;
-        }
+    let mut children = vec![0; first_child.last().map_or(0, |end| *end as usize)];
+    for (leak, parent) in links(parents) {
+        let next = &mut next[parent as usize];
+        children[*next as usize] = leak;
+        *next += 1;
     }
     children
 }
 
 /// Adds each leak to its parent once all of its own children are in it.
-fn totals(leaks: &[Leak], parents: &[Option<usize>], first_child: &[usize]) -> Vec<Totals> {
-    let mut totals: Vec<_> = leaks.iter().map(Totals::of).collect();
-    let mut missing: Vec<_> = first_child.windows(2).map(|w| w[1] - w[0]).collect();
-    for leaf in 0..leaks.len() {
-        if first_child[leaf] != first_child[leaf + 1] {
+fn totals(leaks: &Leaks, parents: &[u32], first_child: &[u32]) -> Vec<Totals> {
+    let mut totals = vec![Totals::default(); parents.len()];
+    for leak in leaks.iter() {
+        totals[leak.row() as usize] = Totals::of(leak);
+    }
+    let mut missing: Vec<u32> = first_child.windows(2).map(|w| w[1] - w[0]).collect();
+    for leaf in (0..number(parents.len())).filter(|leak| parents[*leak as usize] != NONE) {
+        if !children_of(first_child, leaf).is_empty() {
             continue;
         }
         let mut leak = leaf;
-        while let Some(parent) = parents[leak] {
-            let complete = totals[leak];
-            totals[parent].add(complete);
-            missing[parent] -= 1;
-            if missing[parent] > 0 {
+        while parents[leak as usize] != leak {
+            let parent = parents[leak as usize];
+            let complete = totals[leak as usize];
+            totals[parent as usize].add(complete);
+            missing[parent as usize] -= 1;
+            if missing[parent as usize] > 0 {
                 break;
             }
             leak = parent;
@@ -133,32 +152,42 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::report::fixture::leaky;
+    use crate::addr::Addr;
+    use crate::report::Leak;
 
-    fn leaks(parents: &[Option<u64>]) -> Vec<Leak> {
-        let leak = leaky().leaks.remove(0);
+    fn leaks(parents: &[Option<u64>]) -> Leaks {
         let leak = |(i, parent): (u64, &Option<u64>)| Leak {
             address: Addr(i),
             size: i + 1,
             tree_parent: parent.map(Addr),
-            ..leak.clone()
+            ..Leak::default()
         };
         (0..).zip(parents).map(leak).collect()
+    }
+
+    fn roots(forest: &Forest, leaks: &Leaks) -> Vec<u32> {
+        leaks
+            .iter()
+            .map(LeakRef::row)
+            .filter(|row| forest.is_root(*row))
+            .collect()
     }
 
     proptest! {
         #[test]
         fn the_trees_have_every_leak_once(
-            picks in prop::collection::vec(prop::option::of(any::<prop::sample::Index>()), 1..50)
+            picks in prop::collection::vec(prop::option::of(any::<prop::sample::Index>()), 1..50),
+            left_out in prop::collection::vec(any::<bool>(), 50),
         ) {
             let parent = |(i, pick): (usize, &Option<prop::sample::Index>)| {
                 pick.filter(|_| i > 0).map(|pick| pick.index(i) as u64)
             };
             let parents: Vec<_> = picks.iter().enumerate().map(parent).collect();
-            let leaks = leaks(&parents);
+            let mut leaks = leaks(&parents);
+            leaks.retain(|leak| !left_out[leak.row() as usize]);
             let forest = Forest::new(&leaks);
 
-            let mut ahead: Vec<_> = leaks.iter().filter_map(|l| forest.root_at(l.address)).collect();
+            let mut ahead = roots(&forest, &leaks);
             let (mut visited, mut totals, mut expected) = (0, Totals::default(), Totals::default());
             ahead.iter().for_each(|root| totals.add(forest.totals(*root)));
             leaks.iter().for_each(|leak| expected.add(Totals::of(leak)));
@@ -173,9 +202,9 @@ mod tests {
 
     #[test]
     fn parents_in_a_circle_are_in_no_tree_and_do_no_harm() {
-        let leaks = leaks(&[Some(1), Some(0), Some(2), Some(99)]);
+        let leaks = leaks(&[Some(1), Some(0), Some(99), Some(2)]);
         let forest = Forest::new(&leaks);
-        let roots: Vec<_> = (0..4).filter_map(|i| forest.root_at(Addr(i))).collect();
-        assert_eq!(roots, [3]);
+        assert_eq!(roots(&forest, &leaks), [2]);
+        assert_eq!(forest.children(2), [3]);
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::report::compare::{Diff, Earlier, LiveGroup, LiveMemory, Side};
-use crate::report::fixture::{chain, clean, leaky, wide, with_stacks, written};
+use crate::report::fixture::{chain, clean, leaky, many, wide, with_stacks, written};
 use crate::report::group::groups;
 use crate::report::{ComparedWith, Report, json};
 use crate::scan::LeakKind;
@@ -96,6 +96,83 @@ fn what_the_limit_leaves_out_is_counted() {
     }
 }
 
+/// The numbers in what comes before `word` in `text`, each time that it does.
+fn numbers_before(text: &str, word: &str) -> Vec<u64> {
+    let numbers = text.match_indices(word).map(|(end, _)| {
+        let digits = text[..end].trim_end();
+        let start = digits
+            .rfind(|c: char| !c.is_ascii_digit())
+            .map_or(0, |at| at + 1);
+        digits[start..].parse().expect("a number")
+    });
+    numbers.collect()
+}
+
+#[test]
+fn of_many_leaks_the_largest_are_shown_and_all_are_counted() {
+    const LEAKS: u64 = 100_000;
+    let report = many(100_000);
+    let limited = |layout, limit| {
+        let options = TextOptions {
+            limit: Some(limit),
+            ..quiet(layout)
+        };
+        text(&report, &options)
+    };
+    let list = limited(Layout::List, 10);
+    assert_eq!(list.matches("\nLeak: ").count(), 10);
+    assert_eq!(numbers_before(&list, "more leaks ("), [LEAKS - 10]);
+
+    let types = limited(Layout::Types, 2);
+    // A type of a fifth of all, and the largest size.
+    let shown: u64 = types
+        .lines()
+        .skip_while(|line| !line.contains("COUNT"))
+        .skip(1)
+        .take(2)
+        .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .sum();
+    assert_eq!(numbers_before(&types, "leaks ("), [LEAKS - shown]);
+
+    // All but the leaks below other ones are in groups that are shown, or that are counted.
+    let trees = limited(Layout::Trees, 3);
+    let totals: u64 = trees
+        .lines()
+        .filter(|line| line.ends_with("<< TOTAL >>"))
+        .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .sum();
+    assert_eq!(trees.matches("INSTANCES OF").count(), 3);
+    assert_eq!(
+        numbers_before(&trees, "leaks (").last(),
+        Some(&(LEAKS - totals))
+    );
+    let sizes: Vec<u64> = report
+        .groups
+        .iter()
+        .map(|group| group.bytes + group.held_bytes)
+        .collect();
+    assert!(sizes.is_sorted_by(|a, b| a >= b));
+}
+
+#[test]
+fn of_many_leaks_json_has_each() {
+    let report = many(100_000);
+    let document = written(|out| json::write_pretty(&report, out));
+    let read: serde_json::Value = serde_json::from_str(&document).expect("JSON");
+    let length = |field: &str| read[field].as_array().expect("an array").len();
+    assert_eq!(length("leaks"), 100_000);
+    let groups = read["groups"].as_array().expect("groups").iter();
+    let grouped = groups.map(|group| group["leaks"].as_array().expect("leaks").len());
+    assert_eq!(grouped.sum::<usize>(), 100_000);
+    assert_eq!(read["summary"]["leaked_blocks"], 100_000);
+    assert_eq!(read["summary"]["indirect"], 3_000);
+    let read: Report = serde_json::from_str(&document).expect("a report");
+    assert_eq!(read, report);
+    for layout in [Layout::Trees, Layout::List, Layout::Types] {
+        assert_eq!(text(&read, &quiet(layout)), text(&report, &quiet(layout)));
+    }
+}
+
 #[test]
 fn colours_change_nothing_but_colours() {
     let palette = Palette::colored();
@@ -123,10 +200,12 @@ fn no_string_of_the_target_sends_control_characters() {
     report.target.executable = evil.to_owned();
     report.zones[0].name = evil.to_owned();
     report.warnings[0].message = evil.to_owned();
-    for leak in &mut report.leaks {
-        leak.type_name = Some(evil.to_owned());
-        leak.content = Some(evil.to_owned());
-    }
+    report.leaks.edit(|leaks| {
+        for leak in leaks {
+            leak.type_name = Some(evil.into());
+            leak.content = Some(evil.into());
+        }
+    });
     for frame in report.stacks.iter_mut().flat_map(|s| &mut s.frames) {
         frame.module = Some(evil.to_owned());
         frame.function = Some(evil.to_owned());
@@ -157,7 +236,7 @@ fn a_report_from_json_prints_the_same_text() {
 #[test]
 fn what_is_held_by_a_leak_outside_the_report_begins_a_tree() {
     let mut report = leaky();
-    report.leaks.retain(|leak| leak.size != 80);
+    report.leaks.retain(|leak| leak.size() != 80);
     let text = text(&report, &quiet(Layout::Trees));
     assert!(
         text.contains("1 INSTANCE OF 'INDIRECT LEAK: <malloc<64>>':"),
@@ -185,10 +264,11 @@ fn a_leak_that_holds_many_shows_the_largest() {
 /// alike, and one that is gone.
 fn compared(with: ComparedWith) -> Report {
     let mut old = with_stacks();
-    old.leaks
-        .retain(|leak| leak.kind != LeakKind::Indirect && leak.size != 40);
-    old.leaks.truncate(3);
-    (old.leaks[2].size, old.leaks[2].requested) = (4000, Some(4000));
+    old.leaks.edit(|leaks| {
+        leaks.retain(|leak| leak.kind != LeakKind::Indirect && leak.size != 40);
+        leaks.truncate(3);
+        (leaks[2].size, leaks[2].requested) = (4000, Some(4000));
+    });
     old.target.pid = Some(77);
     old.capture.taken_at = "2026-11-21T08:00:00Z".to_owned();
     let mut new = with_stacks();
@@ -237,9 +317,11 @@ fn two_processes() -> Diff {
         }
     };
     let mut old = with_stacks();
-    old.leaks.truncate(6);
+    old.leaks.edit(|leaks| leaks.truncate(6));
     let mut new = with_stacks();
-    new.leaks.remove(0);
+    new.leaks.edit(|leaks| {
+        leaks.remove(0);
+    });
     let old = side(old, 77, [(8, 3), (64, 10), (4096, 1)]);
     let new = side(new, 4242, [(8, 3), (64, 1000), (128, 1)]);
     let mut diff = Diff::new(&old, &new);

@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::io::{self, Write};
 
+use rustc_hash::FxHashMap;
+
 use super::forest::{Forest, Totals};
 use super::label::{Label, kind_name};
 use super::list::Preview;
@@ -10,7 +12,8 @@ use super::size::{Count, Size};
 use super::stack;
 use super::view::View;
 use crate::addr::Addr;
-use crate::report::{Group, Leak};
+use crate::report::group::Alike;
+use crate::report::{Group, LeakRef};
 use crate::scan::LeakKind;
 
 /// How many trees of a group are shown.
@@ -28,8 +31,10 @@ const INDENT_OF_LEVEL: usize = 3;
 /// The trees that begin with the leaks of a group.
 struct Trees<'a> {
     group: &'a Group,
-    /// The leaks they begin with, the one of the largest tree first.
-    roots: Vec<usize>,
+    /// How many they are.
+    count: u64,
+    /// The leaks that the largest of them begin with, those that are shown.
+    largest: Vec<u32>,
     totals: Totals,
 }
 
@@ -54,34 +59,59 @@ pub(super) fn write_groups(view: &View<'_>, out: &mut dyn Write) -> io::Result<(
     write_rest(view, left_out, out)
 }
 
+/// The trees of each group, but for groups without any: all of their leaks may stand below others.
 fn groups_of_trees<'a>(view: &View<'a>, forest: &Forest) -> Vec<Trees<'a>> {
-    let mut groups: Vec<_> = view
-        .report
-        .groups
-        .iter()
-        .filter_map(|group| trees_of(group, forest))
+    let report = view.report;
+    let groups = report.groups.iter();
+    let by_first: FxHashMap<Addr, &Group> = groups
+        .filter_map(|group| Some((*group.leaks.first()?, group)))
         .collect();
-    let address = |trees: &Trees<'_>| -> Addr { view.report.leaks[trees.roots[0]].address };
-    groups.sort_by_key(|trees| (Reverse(trees.totals.bytes), address(trees)));
-    groups
+    // The first leak of a group is the first that comes up here.
+    let mut roots: FxHashMap<Alike, (Addr, Vec<u32>)> = FxHashMap::default();
+    for leak in report.leaks.iter() {
+        let first = || (leak.address(), Vec::new());
+        let (_, roots) = roots.entry(Alike::of(leak)).or_insert_with(first);
+        if forest.is_root(leak.row()) {
+            roots.push(leak.row());
+        }
+    }
+    let trees = roots.into_values().filter_map(|(first, roots)| {
+        let group = by_first.get(&first)?;
+        (!roots.is_empty()).then(|| Trees::new(group, roots, forest))
+    });
+    let mut trees: Vec<Trees<'a>> = trees.collect();
+    trees.sort_unstable_by_key(|trees| (Reverse(trees.totals.bytes), trees.largest[0]));
+    trees
 }
 
-/// The trees that begin with leaks of `group`. There may be none: all of its leaks may stand below
-/// others.
-fn trees_of<'a>(group: &'a Group, forest: &Forest) -> Option<Trees<'a>> {
-    let addresses = group.leaks.iter();
-    let mut roots: Vec<_> = addresses.filter_map(|a| forest.root_at(*a)).collect();
-    // Equal ones stay in the report's order, which is by address.
-    roots.sort_by_key(|root| Reverse(forest.totals(*root).bytes));
-    let mut totals = Totals::default();
-    for root in &roots {
-        totals.add(forest.totals(*root));
+impl<'a> Trees<'a> {
+    fn new(group: &'a Group, mut roots: Vec<u32>, forest: &Forest) -> Self {
+        let mut totals = Totals::default();
+        for root in &roots {
+            totals.add(forest.totals(*root));
+        }
+        let count = roots.len() as u64;
+        // Equal ones are in the order of their addresses, which is that of the rows.
+        leave_largest(&mut roots, MAX_INSTANCES, |root| {
+            (Reverse(forest.totals(*root).bytes), *root)
+        });
+        Self {
+            group,
+            count,
+            largest: roots,
+            totals,
+        }
     }
-    (!roots.is_empty()).then_some(Trees {
-        group,
-        roots,
-        totals,
-    })
+}
+
+/// Leaves the first `count` of `leaks`, in order of their keys: there may be millions.
+fn leave_largest<K: Ord>(leaks: &mut Vec<u32>, count: usize, key: impl Fn(&u32) -> K) {
+    if leaks.len() > count {
+        leaks.select_nth_unstable_by_key(count, &key);
+        leaks.truncate(count);
+        leaks.shrink_to_fit();
+    }
+    leaks.sort_unstable_by_key(key);
 }
 
 fn write_rest(view: &View<'_>, left_out: &[Trees<'_>], out: &mut dyn Write) -> io::Result<()> {
@@ -108,26 +138,28 @@ impl TreeWriter<'_> {
         self.write_group_header(trees, out)?;
         let Totals { blocks, bytes } = trees.totals;
         let mut indent = INDENT;
-        if trees.roots.len() > 1 {
+        if trees.count > 1 {
             let size = Size(bytes);
             writeln!(out, "{:indent$}{blocks} ({size}) << TOTAL >>", "")?;
             indent += INDENT_BELOW_TOTAL;
         }
-        let (shown, left_out) = trees.roots.split_at(MAX_INSTANCES.min(trees.roots.len()));
-        for root in shown {
+        let mut shown = Totals::default();
+        for root in &trees.largest {
             self.write_tree(*root, indent, out)?;
+            shown.add(self.forest.totals(*root));
         }
-        self.write_more_trees(left_out, indent, out)
+        let more = trees.count - trees.largest.len() as u64;
+        self.write_more_trees(more, trees.totals.without(shown), indent, out)
     }
 
     /// Writes what the trees of a group are, and the stack if they have one. Without a stack the
     /// line says `1 INSTANCE OF` instead of `STACK OF 1 INSTANCE OF`.
     fn write_group_header(&self, trees: &Trees<'_>, out: &mut dyn Write) -> io::Result<()> {
-        let size = self.view.report.leaks[trees.roots[0]].size;
+        let size = self.leak(trees.largest[0]).size();
         let group = trees.group;
         let stack = self.view.stack(group.stack);
         let prefix = if stack.is_some() { "STACK OF " } else { "" };
-        let instances = Count(trees.roots.len() as u64, "INSTANCE", "INSTANCES");
+        let instances = Count(trees.count, "INSTANCE", "INSTANCES");
         let kind = kind_name(group.kind);
         let label = Label::new(group.type_name.as_deref(), stack, size);
         let title = self.view.options.palette.title;
@@ -159,58 +191,63 @@ impl TreeWriter<'_> {
     }
 
     /// Writes a tree from the top, the largest branch first, until it has enough lines.
-    fn write_tree(&self, root: usize, indent: usize, out: &mut dyn Write) -> io::Result<()> {
+    fn write_tree(&self, root: u32, indent: usize, out: &mut dyn Write) -> io::Result<()> {
         let mut shown = Totals::default();
         let mut ahead = vec![(root, 0)];
         while let Some((node, depth)) = ahead.pop()
             && shown.blocks < MAX_LINES
         {
             self.write_node(node, depth == 0, indent + depth * INDENT_OF_LEVEL, out)?;
-            shown.add(Totals::of(&self.view.report.leaks[node]));
+            shown.add(Totals::of(self.leak(node)));
             if depth + 1 < MAX_DEPTH {
-                let children = self.children_smallest_first(node);
-                ahead.extend(children.into_iter().map(|child| (child, depth + 1)));
+                let children = self.largest_children(node).into_iter().rev();
+                ahead.extend(children.map(|child| (child, depth + 1)));
             }
         }
         let hidden = self.forest.totals(root).without(shown);
         self.write_hidden(hidden, indent + INDENT_OF_LEVEL, out)
     }
 
-    fn children_smallest_first(&self, node: usize) -> Vec<usize> {
+    /// The leaks directly below `node` that a tree may show, the largest first.
+    fn largest_children(&self, node: u32) -> Vec<u32> {
         let mut children = self.forest.children(node).to_vec();
-        children.sort_by_key(|child| {
-            let address = self.view.report.leaks[*child].address;
-            (self.forest.totals(*child).bytes, Reverse(address))
+        let most = usize::try_from(MAX_LINES).unwrap_or(usize::MAX);
+        leave_largest(&mut children, most, |child| {
+            (Reverse(self.forest.totals(*child).bytes), *child)
         });
         children
+    }
+
+    fn leak(&self, row: u32) -> LeakRef<'_> {
+        self.view.report.leaks.at(row)
     }
 
     /// Writes `COUNT (SIZE) ROOT LEAK: <TYPE ADDRESS> [BYTES]  length: N  "content"`.
     fn write_node(
         &self,
-        node: usize,
+        node: u32,
         is_root: bool,
         indent: usize,
         out: &mut dyn Write,
     ) -> io::Result<()> {
-        let leak = &self.view.report.leaks[node];
+        let leak = self.leak(node);
         let Totals { blocks, bytes } = self.forest.totals(node);
         write!(out, "{:indent$}{blocks} ({}) ", "", Size(bytes))?;
-        if is_root || leak.kind == LeakKind::RootCycle {
+        if is_root || leak.kind() == LeakKind::RootCycle {
             let style = self.view.options.palette.kind;
-            write!(out, "{style}{}:{style:#} ", kind_name(leak.kind))?;
+            write!(out, "{style}{}:{style:#} ", kind_name(leak.kind()))?;
         }
         self.write_name(leak, out)?;
         let style = self.view.options.palette.content;
-        writeln!(out, " [{}]{style}{}{style:#}", leak.size, Preview(leak))
+        writeln!(out, " [{}]{style}{}{style:#}", leak.size(), Preview(leak))
     }
 
     /// Writes `<TYPE ADDRESS>`, or the address alone where nothing is known but the size, which
     /// follows anyway.
-    fn write_name(&self, leak: &Leak, out: &mut dyn Write) -> io::Result<()> {
+    fn write_name(&self, leak: LeakRef<'_>, out: &mut dyn Write) -> io::Result<()> {
         match self.view.label(leak) {
-            Label::Size(_) => write!(out, "{}", leak.address),
-            label => write!(out, "<{label} {}>", leak.address),
+            Label::Size(_) => write!(out, "{}", leak.address()),
+            label => write!(out, "<{label} {}>", leak.address()),
         }
     }
 
@@ -230,19 +267,16 @@ impl TreeWriter<'_> {
 
     fn write_more_trees(
         &self,
-        roots: &[usize],
+        count: u64,
+        totals: Totals,
         indent: usize,
         out: &mut dyn Write,
     ) -> io::Result<()> {
-        if roots.is_empty() {
+        if count == 0 {
             return Ok(());
         }
-        let mut totals = Totals::default();
-        for root in roots {
-            totals.add(self.forest.totals(*root));
-        }
         let note = self.view.options.palette.note;
-        let instances = Count(roots.len() as u64, "more instance", "more instances");
+        let instances = Count(count, "more instance", "more instances");
         let blocks = Count(totals.blocks, "block", "blocks");
         let size = Size(totals.bytes);
         writeln!(

@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use super::label::Label;
 use super::options::{Layout, TextOptions};
 use super::{by_type, header, list, tree};
-use crate::report::{Leak, Report, Stack};
+use crate::report::{LeakRef, Report, Stack};
 
 /// Writes the report as text.
 ///
@@ -63,14 +63,18 @@ impl<'a> View<'a> {
     }
 
     /// What a leak is called.
-    pub(super) fn label(&self, leak: &'a Leak) -> Label<'a> {
-        Label::new(leak.type_name.as_deref(), self.stack(leak.stack), leak.size)
+    pub(super) fn label(&self, leak: LeakRef<'a>) -> Label<'a> {
+        Label::new(leak.type_name(), self.stack(leak.stack()), leak.size())
     }
 
     /// Splits what a layout shows from what the limit leaves out.
     pub(super) fn split_at_limit<'s, T>(&self, entries: &'s [T]) -> (&'s [T], &'s [T]) {
-        let limit = self.options.limit.unwrap_or(usize::MAX);
-        entries.split_at(limit.min(entries.len()))
+        entries.split_at(self.limit().min(entries.len()))
+    }
+
+    /// How many entries a layout shows.
+    pub(super) fn limit(&self) -> usize {
+        self.options.limit.unwrap_or(usize::MAX)
     }
 
     /// Writes what the limit leaves out, and how to see it.
