@@ -237,7 +237,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(40))]
+        #![proptest_config(ProptestConfig::with_cases(150))]
 
         #[test]
         fn rereading_marks_what_the_graph_marks_with_stacks_of_any_size_and_any_number_of_threads(
