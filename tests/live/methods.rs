@@ -55,7 +55,7 @@ fn every_way_to_scan_finds_the_same_leaks() {
 
 #[test]
 fn report_depends_neither_on_vectors_nor_on_threads_nor_on_the_method() {
-    let fixture = generated();
+    let fixture = Fixture::start_with("generator.c", &["11", "3", "8000"]);
     let mut first: Option<Value> = None;
     for filter in Filter::all() {
         for threads in [1, 2, 5] {
@@ -76,10 +76,8 @@ fn report_depends_neither_on_vectors_nor_on_threads_nor_on_the_method() {
     }
     let report = first.expect("one filter is portable");
     assert!(report["heap"]["blocks"].as_u64() > Some(2000), "{report}");
-    assert!(
-        report["leaks"][0]["held_blocks"].as_u64() > Some(0),
-        "{report}"
-    );
+    let mut leaks = report["leaks"].as_array().unwrap().iter();
+    assert!(leaks.any(|leak| leak["held_blocks"].as_u64() > Some(0)));
     assert_refused(
         &[&fixture.pid(), "--vector=abacus"],
         "this processor has portable",
