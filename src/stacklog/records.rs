@@ -173,7 +173,8 @@ impl<'a> Records<'a> {
     #[must_use]
     pub(super) fn rest(&self, record: u32, near: &mut NearRecords) -> Option<RecordRest> {
         let index = usize::try_from(record).ok()?;
-        let first = index - index % READ_TOGETHER;
+        let offset = index % READ_TOGETHER;
+        let first = index.saturating_sub(offset);
         if near.first != Some(first) {
             let table = self.log.header.tables.block_chunks;
             let chunk = self.memory.word(entry(table, index / BLOCKS_PER_CHUNK)?)?;
@@ -182,7 +183,7 @@ impl<'a> Records<'a> {
             near.bytes = read(self.memory, start, READ_TOGETHER * RECORD);
             near.first = Some(first);
         }
-        let at = (index - first).checked_mul(RECORD)?;
+        let at = offset.checked_mul(RECORD)?;
         let bytes = near.bytes.get(at..at.checked_add(RECORD)?)?;
         Some(RecordRest {
             requested: u64_at(bytes, offset_of!(BlockRecord, key)) >> SIZE_SHIFT,

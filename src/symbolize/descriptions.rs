@@ -85,7 +85,7 @@ impl Descriptions {
     /// Adds a description, and returns its number, which no other has.
     pub(super) fn add(&mut self, description: Description<'_>) -> u32 {
         let content = description.content.unwrap_or_default();
-        let length = description.content.map(|text| text.len());
+        let length = description.content.map(str::len);
         let entry = Entry {
             start: self.text.len(),
             content_length: description.content_length,
