@@ -236,6 +236,33 @@ static void copy_heap(void)
     munmap(copy, end - start);
 }
 
+static volatile long pages_a_second;
+
+/* Writes to pages all over the heap, so many in each second: to each the byte that it has. */
+static void *keep_writing(void *unused)
+{
+    enum { PAGE = 4096, TICKS = 1000 };
+    uintptr_t start = 0, end = 0, at = 0;
+    find_heap(&start, &end);
+    for (;; usleep(1000000 / TICKS)) {
+        for (long page = 0; page < pages_a_second / TICKS; page++) {
+            at = (at + PAGE) % (end - start);
+            volatile char *byte = (char *)start + at;
+            *byte = *byte;
+        }
+    }
+    return unused;
+}
+
+static void write_pages(long mebibytes)
+{
+    static pthread_t writer;
+    pages_a_second = mebibytes << 8;
+    if (writer == 0 && mebibytes > 0 && pthread_create(&writer, NULL, keep_writing, NULL) != 0)
+        exit(3);
+    printf("write %ld\n", mebibytes);
+}
+
 int main(int count, char **arguments)
 {
     char line[64];
@@ -256,6 +283,8 @@ int main(int count, char **arguments)
             printf("gap %lu\n", __atomic_exchange_n(&longest_gap, 0, __ATOMIC_RELAXED));
         else if (strcmp(line, "memcpy\n") == 0)
             copy_heap();
+        else if (strncmp(line, "write ", 6) == 0)
+            write_pages(atol(line + 6));
         else if (strcmp(line, "fork\n") == 0)
             time_fork();
         else if (strcmp(line, "lsan\n") == 0)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Measures how long a scan stops its target by each way to keep its memory, beside the target's own fork().
 
-    cargo build --release && benches/pause.py [--blocks N] [--runs N] [--methods copy,fork,stream]
+    cargo build --release && benches/pause.py [--blocks N] [--runs N] [--methods copy,fork,stream] [--writes 0,100]
 
 The heap is that of heap_target.c, once in pages of 4 KiB and once in huge pages. For every scan: the pause as rleaks
 says it, all stops and the longest; the longest gap that a spinning thread of the target saw; the time that rleaks took
 in all; the most that rleaks had of memory of its own (RssAnon, of all its processes), and by how much the
 memory that the system has available fell meanwhile, both as parts of the target's resident memory: what is read
-of a child must not be duplicated by that. The target's own fork() is measured before each scan, so the ratio is one
+of a child must not be duplicated by that. With --writes the target writes to so many MiB of pages all over its heap in
+each second: those are there twice until the child ends. The target's own fork() is measured before each scan, so the ratio is one
 of the same moment.
 """
 
@@ -37,7 +38,7 @@ class Target:
     def ask(self, command):
         self.process.stdin.write(command + "\n")
         word, number, *_ = self.process.stdout.readline().split()
-        assert word == command, word
+        assert word == command.split()[0], word
         return float(number)
 
     def resident(self):
@@ -123,11 +124,15 @@ def measure(program, arguments, pages, environment):
               f"{kilobytes(f'/proc/{target.process.pid}/smaps_rollup', 'AnonHugePages:') / 1024:.0f} MiB in huge pages")
         print(f"{'method':>14} {'fork ms':>8} {'pause ms':>9} {'longest ms':>10} {'gap ms':>8} {'total ms':>8} "
               f"{'RssAnon %':>9} {'fall %':>8} {'p/fork':>8} {'leaks':>8}")
-        for method in arguments.methods.split(","):
-            rows = [scan(target, arguments.rleaks, method) for _ in range(arguments.runs)]
-            for number, row in enumerate(rows, 1):
-                show(f"{method} {number}", *row)
-            show(f"{method} median", *map(statistics.median, zip(*rows)))
+        for writes in map(int, arguments.writes.split(",")):
+            target.ask(f"write {writes}")
+            if writes:
+                print(f"while it writes to {writes} MiB in each second:")
+            for method in arguments.methods.split(","):
+                rows = [scan(target, arguments.rleaks, method) for _ in range(arguments.runs)]
+                for number, row in enumerate(rows, 1):
+                    show(f"{method} {number}", *row)
+                show(f"{method} median", *map(statistics.median, zip(*rows)))
     finally:
         target.end()
 
@@ -137,6 +142,7 @@ def main():
     parser.add_argument("--blocks", type=int, default=7_500_000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--methods", default="fork,copy")
+    parser.add_argument("--writes", default="0", help="MiB that the target writes to in a second, one after the other")
     parser.add_argument("--rleaks", default=ROOT / "target/release/rleaks")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

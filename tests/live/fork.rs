@@ -15,12 +15,12 @@ use crate::generator::assert_leaks_are_exact;
 use crate::harm::{assert_childless, assert_ends_well};
 use crate::support::{
     Build, Container, Fixture, Program, Root, Shared, addresses, assert_refused, leaks, leaks_by,
-    leaks_with, rleaks_command, text, unprivileged,
+    leaks_with, text, unprivileged,
 };
 
-const FORK: &str = "--snapshot=fork";
+pub(crate) const FORK: &str = "--snapshot=fork";
 
-fn fork(pid: &str) -> Value {
+pub(crate) fn fork(pid: &str) -> Value {
     leaks_with(pid, &[FORK])
 }
 
@@ -47,7 +47,7 @@ fn assert_copied(report: &Value, reason: &str) {
 
 /// The process has not noticed anything.
 #[track_caller]
-fn assert_unaware(mut fixture: Fixture) {
+pub(crate) fn assert_unaware(mut fixture: Fixture) {
     assert_eq!(fixture.ask("check"), "ok");
 }
 
@@ -221,7 +221,7 @@ fn process_that_job_control_has_stopped_is_copied() {
     assert_unaware(fixture);
 }
 
-fn signal(pid: &str, name: &str) {
+pub(crate) fn signal(pid: &str, name: &str) {
     let status = Command::new("kill")
         .args([&format!("-{name}"), pid])
         .status();
@@ -236,12 +236,37 @@ fn wait_for_state(pid: &str, state: char) {
     });
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         sleep(Duration::from_millis(1));
     }
+}
+
+/// A tracer of the kernel's own has breakpoints in the code, one of them where the thread returns to that makes the
+/// child: they go on counting.
+#[test]
+fn process_with_probes_is_forked() {
+    is_forked("probes");
+    let mut fixture = Fixture::start_with("fork.c", &["probes"]);
+    for _ in 0..5 {
+        assert_forked(&fork(&fixture.pid()));
+    }
+    let (status, _) = fixture.finish();
+    assert!(status.success(), "the thread did not return: {status}");
+}
+
+#[test]
+fn threads_that_come_and_go_do_not_keep_it_from_being_forked() {
+    let fixture = Fixture::start_with("fork.c", &["storm"]);
+    let mut forks = 0;
+    for _ in 0..5 {
+        forks += u32::from(refusal(&fork(&fixture.pid())).is_none());
+    }
+    assert!(forks > 0, "it was never forked");
+    assert_childless(&fixture.pid());
+    assert_unaware(fixture);
 }
 
 /// Each signal arrives once, in order, whatever is going on.
@@ -360,86 +385,6 @@ fn strict_overcommit_is_left_alone() {
     assert_copied(&leaks_by(&mut command), "vm.overcommit_memory is 2");
 }
 
-/// The guardian that an rleaks has started.
-fn guardian() -> Option<String> {
-    let of = |pid: &str| -> Option<String> {
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        line.ends_with("\0guardian\0").then(|| pid.to_owned())
-    };
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let mut names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    names.find_map(|name| of(&name))
-}
-
-#[test]
-fn nothing_is_left_of_the_guardian() {
-    let fixture = Fixture::start_with("fork.c", &["plain"]);
-    fork(&fixture.pid());
-    let own_child = || {
-        guardian().filter(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.contains(&format!(" {} ", std::process::id()))
-        })
-    };
-    assert_eq!(own_child(), None);
-    assert_unaware(fixture);
-}
-
-/// The child ends with it, and another guardian makes the process forget it.
-#[test]
-fn guardian_that_is_killed_while_the_child_is_read_leaves_nothing() {
-    let mut fixture = Fixture::start_with("generator.c", &["7", "3", "6000"]);
-    let pid = fixture.pid();
-    let has_ended = |pid: &str| !Path::new(&format!("/proc/{pid}")).exists();
-    for _ in 0..20 {
-        let mut scan = rleaks_command()
-            .args([&pid, FORK, "--json", "--threads=1"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut killed = None;
-        while killed.is_none() && scan.try_wait().unwrap().is_none() {
-            // The child is there, and the target runs: the thread that made it is not traced any more.
-            killed = child_of(&pid)
-                .filter(|_| is_untraced(&pid))
-                .and_then(|child| tracer(&child));
-            killed.iter().for_each(|guardian| signal(guardian, "KILL"));
-        }
-        let status = scan.wait().unwrap();
-        assert_childless(&pid);
-        assert!(!has_ended(&pid), "the target was ended");
-        if killed.is_some() && status.code() == Some(2) {
-            assert_eq!(fixture.finish().0.code(), Some(0));
-            return;
-        }
-    }
-    panic!("the guardian was never met");
-}
-
-fn status_field(pid: &str, key: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-    Some(line.trim().to_owned())
-}
-
-fn tracer(pid: &str) -> Option<String> {
-    status_field(pid, "TracerPid:").filter(|tracer| tracer != "0")
-}
-
-fn is_untraced(pid: &str) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
-    let mut tids = tasks.filter_map(|task| task.file_name().into_string().ok());
-    tids.all(|tid| tracer(&tid).is_none())
-}
-
-fn child_of(pid: &str) -> Option<String> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
-    let mut children =
-        tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    children.find_map(|text| text.split_whitespace().next().map(str::to_owned))
-}
-
 /// Real programs of others go on, and are not left with a child.
 fn other_program_is_forked(command: &mut Command, is_ready: impl Fn(&str) -> bool) {
     let mut program = command
@@ -534,23 +479,4 @@ fn pause_that_nothing_keeps_to_is_refused() {
         );
     }
     assert_unaware(fixture);
-}
-
-#[test]
-fn process_that_ends_meanwhile_is_a_clear_outcome() {
-    for round in 0..10_u64 {
-        let target = Fixture::start_with("fork.c", &["plain"]);
-        let pid = target.pid();
-        let mut scan = rleaks_command()
-            .args([&pid, FORK, "--json"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        sleep(Duration::from_millis(round * 12));
-        signal(&pid, "KILL");
-        let status = scan.wait().unwrap();
-        assert!(matches!(status.code(), Some(0..=2)), "{status}");
-        drop(target);
-    }
 }

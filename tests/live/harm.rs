@@ -125,7 +125,7 @@ fn start_scan(pid: &str, options: &[&str]) -> Child {
 }
 
 /// A number below `limit`, in no simple order, and not the same in every run.
-fn jitter(round: u64, limit: u64) -> u64 {
+pub(crate) fn jitter(round: u64, limit: u64) -> u64 {
     (u64::from(std::process::id()) * 911 + round.wrapping_mul(6_364_136_223_846_793_005) / 65_536)
         % limit.max(1)
 }
@@ -262,10 +262,19 @@ fn stopped_process_stays_stopped() {
 
 #[test]
 fn process_that_is_stopped_and_continued_meanwhile_goes_on() {
+    goes_on_when_it_is_stopped_and_continued(USUAL);
+}
+
+#[test]
+fn process_that_is_stopped_and_continued_while_it_is_forked_goes_on() {
+    goes_on_when_it_is_stopped_and_continued(FORK);
+}
+
+fn goes_on_when_it_is_stopped_and_continued(options: &[&str]) {
     let mut busy = Fixture::start("busy.c");
     let pid = busy.pid();
     for round in 0..10 {
-        let mut scan = start_scan(&pid, USUAL);
+        let mut scan = start_scan(&pid, options);
         while scan.try_wait().unwrap().is_none() {
             signal(&pid, "STOP");
             sleep(Duration::from_micros(jitter(round, 5000)));
@@ -279,9 +288,9 @@ fn process_that_is_stopped_and_continued_meanwhile_goes_on() {
 }
 
 /// Either a report, or an error that says why; and never a wait without end.
-fn assert_clear_outcome(pid: &str) {
+fn assert_clear_outcome(pid: &str, options: &[&str]) {
     let start = Instant::now();
-    let output = rleaks(&[pid, "--json"]);
+    let output = rleaks(&[&[pid, "--json"], options].concat());
     let message = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
         Some(0 | 1) => {}
@@ -294,10 +303,19 @@ fn assert_clear_outcome(pid: &str) {
 
 #[test]
 fn process_that_executes_another_program_meanwhile_goes_on() {
+    goes_on_when_it_executes_another_program(USUAL);
+}
+
+#[test]
+fn process_that_executes_another_program_while_it_is_forked_goes_on() {
+    goes_on_when_it_executes_another_program(FORK);
+}
+
+fn goes_on_when_it_executes_another_program(options: &[&str]) {
     let mut fixture = Fixture::start("exec_loop.c");
     for round in 0..30 {
         sleep(Duration::from_micros(jitter(round, 5000)));
-        assert_clear_outcome(&fixture.pid());
+        assert_clear_outcome(&fixture.pid(), options);
         assert_untraced(&fixture.pid());
     }
     assert_goes_on(&mut fixture);
@@ -305,18 +323,35 @@ fn process_that_executes_another_program_meanwhile_goes_on() {
 
 #[test]
 fn process_that_ends_meanwhile_is_a_clear_outcome() {
-    for round in 0..20 {
+    end_is_a_clear_outcome(USUAL);
+}
+
+#[test]
+fn process_that_ends_while_it_is_forked_is_a_clear_outcome() {
+    end_is_a_clear_outcome(FORK);
+}
+
+/// It ends by itself, or by SIGTERM, or by SIGKILL.
+fn end_is_a_clear_outcome(options: &'static [&'static str]) {
+    for round in 0..21 {
         let mut target = Fixture::start_with("blocked.c", &["eventfd_read"]);
         let pid = target.pid();
         let delay = Duration::from_micros(jitter(round, 60_000));
-        let scan = std::thread::spawn(move || assert_clear_outcome(&pid));
+        let scan = std::thread::spawn(move || assert_clear_outcome(&pid, options));
         sleep(delay);
-        if round % 2 == 0 {
-            signal(&target.pid(), "KILL");
-            assert_eq!(target.wait().signal(), Some(9));
-        } else {
-            assert!(target.ask("finish").starts_with("result 8 0 "));
-            assert!(target.wait().success());
+        match round % 3 {
+            0 => {
+                signal(&target.pid(), "KILL");
+                assert_eq!(target.wait().signal(), Some(9));
+            }
+            1 => {
+                signal(&target.pid(), "TERM");
+                assert_eq!(target.wait().signal(), Some(15));
+            }
+            _ => {
+                assert!(target.ask("finish").starts_with("result 8 0 "));
+                assert!(target.wait().success());
+            }
         }
         scan.join().unwrap();
     }

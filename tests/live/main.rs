@@ -14,6 +14,7 @@ mod diff;
 mod doctor;
 mod fork;
 mod generator;
+mod guardian;
 mod harm;
 mod heap_modes;
 mod kinds;

@@ -4,6 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::harm::assert_childless;
 use crate::support::{Program, compile, leaks, leaks_with, rleaks, text};
 
 const DROPPED: u64 = 20;
@@ -51,6 +52,14 @@ fn scan_by_pid() {
     let mono = start();
     assert_are_dropped(&leaks(&mono.pid()));
     assert_are_dropped(&leaks_with(&mono.pid(), &["--snapshot=stream"]));
+    let forked = leaks_with(&mono.pid(), &["--snapshot=fork"]);
+    assert_eq!(
+        forked["capture"]["method"], "fork",
+        "{}",
+        forked["warnings"]
+    );
+    assert_are_dropped(&forked);
+    assert_childless(&mono.pid());
     assert_goes_on(mono);
 }
 

@@ -2,26 +2,41 @@
 
 use std::process::Command;
 
-use crate::support::{Program, leaks};
+use crate::support::{Program, leaks_with};
+
+const USUAL: &[&str] = &[];
+const FORK: &[&str] = &["--snapshot=fork"];
 
 /// Asks `program` five times for what it has already done once, scans it each time while it works
-/// on that, and expects the same answer.
-fn assert_works_on(mut program: Program, request: &str) {
+/// on that, and expects the same answer. Returns how often it was forked.
+fn assert_works_on(mut program: Program, request: &str, options: &[&str]) -> u32 {
+    let mut forks = 0;
     let answer = program.ask(request);
     assert_ne!(answer, "");
     for round in 0..5 {
         program.tell(request);
-        let report = leaks(&program.pid());
+        let report = leaks_with(&program.pid(), options);
         assert!(report["heap"]["blocks"].as_u64() > Some(100), "{report}");
+        forks += u32::from(report["capture"]["method"] == "fork");
         assert_eq!(program.line(), answer, "round {round}");
     }
     let (status, rest) = program.finish();
     assert!(status.success(), "{status}");
     assert_eq!(rest, "");
+    forks
 }
 
 #[test]
 fn bash_works_on() {
+    bash(USUAL);
+}
+
+#[test]
+fn bash_works_on_while_it_is_forked() {
+    bash(FORK);
+}
+
+fn bash(options: &[&str]) -> u32 {
     let script = r#"
         while read -r rounds; do
             declare -A words=()
@@ -33,11 +48,20 @@ fn bash_works_on() {
             echo "$total ${#joined} $(printf %s "$joined" | wc -c)"
         done"#;
     let bash = Program::start(Command::new("bash").args(["-c", script]));
-    assert_works_on(bash, "20000");
+    assert_works_on(bash, "20000", options)
 }
 
 #[test]
 fn python_works_on() {
+    python(USUAL);
+}
+
+#[test]
+fn python_works_on_while_it_is_forked() {
+    assert!(python(FORK) > 0);
+}
+
+fn python(options: &[&str]) -> u32 {
     let script = r"
 import json, sys, threading, zlib
 def work(rounds, results, number):
@@ -55,11 +79,20 @@ for line in sys.stdin:
     print(*results, flush=True)
 ";
     let python = Program::start(Command::new("/usr/bin/python3").args(["-c", script]));
-    assert_works_on(python, "40000");
+    assert_works_on(python, "40000", options)
 }
 
 #[test]
 fn sqlite_works_on() {
+    sqlite(USUAL);
+}
+
+#[test]
+fn sqlite_works_on_while_it_is_forked() {
+    sqlite(FORK);
+}
+
+fn sqlite(options: &[&str]) -> u32 {
     let statements = "create temp table t (a integer primary key, b text, c real); \
         create index i on t (b); \
         insert into t (b, c) with recursive n(x) as \
@@ -70,5 +103,5 @@ fn sqlite_works_on() {
             (select b, row_number() over (partition by substr(b, 1, 3) order by b) r from t); \
         drop table t;";
     let sqlite = Program::start(Command::new("sqlite3").args(["-batch", ":memory:"]));
-    assert_works_on(sqlite, statements);
+    assert_works_on(sqlite, statements, options)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::capture_error::{CaptureError, proc_error};
 use super::copy::{CopiedMemory, CopyBuffer};
-use super::fork::{self, ForkRefusal, ForkedMemory, Guardian, NewProcess, Outcome, Parts};
+use super::fork::{ForkedMemory, Guardian, NewProcess, Outcome, Parts};
 use super::plan::{self, Source};
 use super::stream::StreamedMemory;
 use super::survey::{Survey, Target, images};
@@ -98,14 +98,16 @@ impl Stopped {
     }
 
     /// Captures the target by making a child of it, and lets it go on.
+    ///
+    /// What a child does not get, and what the kernel holds, is read while it is being made. Where that fails, the
+    /// guardian, of which nobody asks the child then, ends it.
     fn fork(
         mut self,
         mut survey: Survey,
         guardian: &Arc<Guardian>,
     ) -> Result<(Snapshot, Option<Self>), CaptureError> {
-        let not_forked = |refusal| self.target.not_forked(refusal);
-        let instruction = fork::system_call_instruction(&self.regions, &self.view.memory);
-        let instruction = instruction.ok_or_else(|| not_forked(ForkRefusal::Vdso))?;
+        let begun = guardian.begin_child(survey.lifetime());
+        begun.map_err(|refusal| self.target.not_forked(refusal))?;
         let parts = Parts::of(&self.regions, &survey.uses);
         let (apart, unread) = self.plan(&parts.apart, &survey)?;
         let (files, _) = self.plan(&parts.files, &survey)?;
@@ -113,9 +115,12 @@ impl Stopped {
         let buffer = buffer.map_or_else(|| CopyBuffer::untouched(apart.bytes()), Ok);
         let buffer = buffer.map_err(|error| CaptureError::Buffer(apart.bytes(), error))?;
         let (copied, holes) = self.copy(apart, buffer)?;
-        let (lifetime, uses) = (survey.lifetime(), std::mem::take(&mut survey.uses));
+        let uses = std::mem::take(&mut survey.uses);
         let mut snapshot = self.snapshot(survey);
-        let child = guardian.make_child(instruction.0, lifetime);
+        if let Some(suspended) = &self.suspended {
+            suspended.begin_to_let_go();
+        }
+        let child = guardian.finish_child();
         let child = child.map_err(|refusal| self.target.not_forked(refusal))?;
         self.child = Some((Arc::clone(guardian), child));
         self.resume();

@@ -250,7 +250,14 @@ impl Target {
     ) -> Result<Stopped, CaptureError> {
         let taken_at = SystemTime::now();
         // Opened anew: the target may have executed another program since the survey.
-        let view = View::open(self.pid)?;
+        let stopped = standstill
+            .threads
+            .iter()
+            .find(|thread| thread.width.is_some());
+        let view = stopped.map_or_else(
+            || View::open(self.pid),
+            |thread| View::through(self.pid, thread.tid),
+        )?;
         let mut widths = standstill.threads.iter().filter_map(|thread| thread.width);
         let width = view.width().or_else(|| widths.next()).unwrap_or_default();
         for thread in &mut standstill.threads {

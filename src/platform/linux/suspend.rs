@@ -91,6 +91,8 @@ impl SuspendError {
 pub(super) struct Suspended {
     /// Lets the target go on, and says for how long it stood still.
     let_go: Option<Box<dyn FnOnce() -> Duration>>,
+    /// The main thread, where that is guarded: it is the first to go on.
+    guarded_main: Option<Guarded>,
     /// These last until the target runs: fields are dropped after `drop` has run.
     _watchdog: Armed,
     _hurry: Option<Hurry>,
@@ -112,6 +114,13 @@ impl Suspended {
         let interrupted = interrupt_flag();
         let mut suspended = Self::new(limit, hurry);
         let traced = guarded.clone();
+        // The main thread goes on first, and others last: while it is traced and another thread runs, signals
+        // that the process ignores would wake that one.
+        let (main, other) = match guarded {
+            Some(guarded) if guarded.tid == pid => (Some(guarded), None),
+            other => (None, other),
+        };
+        suspended.guarded_main = main;
         let tracer = std::thread::Builder::new()
             .name("tracer".to_owned())
             .spawn(move || {
@@ -121,22 +130,13 @@ impl Suspended {
         let tracer = tracer.map_err(|error| SuspendError::Other(pid, error))?;
         suspended.let_go = Some(Box::new(move || {
             let letting_go = Instant::now();
-            // The main thread goes on first, and others last: while it is traced and another thread runs, signals
-            // that the process ignores would wake that one.
-            let is_main = |guarded: &&Guarded| guarded.tid == pid;
-            guarded
-                .as_ref()
-                .filter(is_main)
-                .inspect(|guarded| guarded.release());
             drop(release);
             // If it panicked, the kernel lets go all the same; the panic is kept by the panic hook.
             let pause = tracer.join().map_or(Duration::ZERO, wait_for_its_end);
-            let Some(guarded) = guarded else {
+            let Some(other) = other else {
                 return pause;
             };
-            if !is_main(&&guarded) {
-                guarded.release();
-            }
+            other.release();
             pause.saturating_add(letting_go.elapsed())
         }));
         match standstill.recv() {
@@ -157,9 +157,18 @@ impl Suspended {
         STOPPED_TARGETS.fetch_add(1, Ordering::Relaxed);
         Self {
             let_go: None,
+            guarded_main: None,
             _watchdog: Armed::new(limit),
             _hurry: hurry,
             _job_control: JobControlHeld::new(),
+        }
+    }
+
+    /// The main thread goes on as soon as its guardian has done what it was asked to; nothing more of the target may be
+    /// read but what it has made by then.
+    pub(super) fn begin_to_let_go(&self) {
+        if let Some(guarded) = &self.guarded_main {
+            guarded.begin_release();
         }
     }
 
@@ -169,6 +178,9 @@ impl Suspended {
     }
 
     fn let_go(&mut self) -> Duration {
+        if let Some(main) = self.guarded_main.take() {
+            main.release();
+        }
         let let_go = self.let_go.take();
         let_go.map_or(Duration::ZERO, |let_go| let_go())
     }

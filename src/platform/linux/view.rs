@@ -32,7 +32,11 @@ pub(super) struct View {
 impl View {
     /// Opens the memory of process `pid`.
     pub(super) fn open(pid: u32) -> Result<Self, CaptureError> {
-        let tid = living_thread(pid)?;
+        Self::through(pid, living_thread(pid)?)
+    }
+
+    /// The same, through thread `tid` of it, which is alive.
+    pub(super) fn through(pid: u32, tid: u32) -> Result<Self, CaptureError> {
         let file = |name| File::open(path(pid, tid, name)).map_err(|e| proc_error(pid, name, e));
         Ok(Self {
             pid,

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ const COMMAND: &str = "guardian";
 pub(in crate::platform::linux) struct Guardian {
     process: Mutex<Child>,
     stream: Mutex<UnixStream>,
+    /// It was asked to let its thread go, and has not been heard yet.
+    is_releasing: AtomicBool,
 }
 
 /// A thread of the target that the guardian has seized.
@@ -54,6 +57,7 @@ impl Guardian {
         Ok(Self {
             process: Mutex::new(process),
             stream: Mutex::new(ours),
+            is_releasing: AtomicBool::new(false),
         })
     }
 
@@ -93,17 +97,18 @@ impl Guardian {
         })
     }
 
-    /// Makes the child. The thread that is guarded stands still.
-    pub(in crate::platform::linux) fn make_child(
+    /// Asks for the child, without waiting for it. The thread that is guarded stands still.
+    pub(in crate::platform::linux) fn begin_child(
         &self,
-        instruction: u64,
         lifetime: Duration,
-    ) -> Result<NewProcess, ForkRefusal> {
-        let request = Request::Clone {
-            instruction,
-            lifetime,
-        };
-        match self.ask(&request)? {
+    ) -> Result<(), ForkRefusal> {
+        let told = self.tell(&Request::Clone { lifetime });
+        told.map_err(|error| failed(&error))
+    }
+
+    /// Waits until the child is there.
+    pub(in crate::platform::linux) fn finish_child(&self) -> Result<NewProcess, ForkRefusal> {
+        match self.answer()? {
             Reply::Child(child) => Ok(child),
             _ => Err(unexpected()),
         }
@@ -140,10 +145,19 @@ impl Guarded {
         }
     }
 
+    /// Asks for the thread to go on, once the guardian has done what it was asked before, without waiting for it.
+    pub(in crate::platform::linux) fn begin_release(&self) {
+        // Where the guardian is gone, the kernel has let go of the thread.
+        let is_told = self.guardian.tell(&Request::Release).is_ok();
+        self.guardian.is_releasing.store(is_told, Ordering::Relaxed);
+    }
+
     /// Lets the thread go on, and waits until it does.
     pub(in crate::platform::linux) fn release(&self) {
-        // Where the guardian is gone, the kernel has let go of the thread.
-        if self.guardian.tell(&Request::Release).is_ok() {
+        if !self.guardian.is_releasing.load(Ordering::Relaxed) {
+            self.begin_release();
+        }
+        if self.guardian.is_releasing.swap(false, Ordering::Relaxed) {
             // The answer to an earlier request, for which nobody waited, may come first.
             while self.guardian.hear().is_ok_and(|reply| reply != Reply::Done) {}
         }
@@ -166,7 +180,11 @@ impl Drop for Guardian {
 }
 
 fn failed(error: &io::Error) -> ForkRefusal {
-    ForkRefusal::Guardian(error.to_string())
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    ForkRefusal::Guardian(match error.kind() {
+        BrokenPipe | ConnectionReset | UnexpectedEof => "it was ended (SIGKILL)".to_owned(),
+        _ => error.to_string(),
+    })
 }
 
 fn unexpected() -> ForkRefusal {

@@ -23,7 +23,7 @@ use super::injection;
 use super::protocol::{Failure, NewProcess, Outcome, Reply, Request, receive, send};
 use super::reap;
 use super::requests::{self, Stop};
-use super::vdso;
+use super::vdso::Instruction;
 use crate::platform::linux::registers::{self, General};
 use crate::platform::linux::{priority, ptrace};
 
@@ -31,7 +31,6 @@ use crate::platform::linux::{priority, ptrace};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long it is waited for where it has not stopped in that time, to let it go.
 pub(super) const LAST_PATIENCE: Duration = Duration::from_secs(5);
-const NAP: Duration = Duration::from_micros(20);
 /// How often the child is looked at.
 const PERIOD_MS: u16 = 50;
 /// How long a child that was killed may take to end.
@@ -74,6 +73,8 @@ struct Held {
     pid: u32,
     tid: u32,
     limit: Duration,
+    /// Where it can make a system call.
+    instruction: Instruction,
     /// A signal is on its way to it, or 0; `None` while it runs.
     stopped: Option<i32>,
 }
@@ -112,10 +113,7 @@ impl Guardian {
         let answer = match *request {
             Request::Seize { pid, tid, limit } => self.seize(pid, tid, limit),
             Request::Stop => self.stop(),
-            Request::Clone {
-                instruction,
-                lifetime,
-            } => self.make_child(instruction, lifetime),
+            Request::Clone { lifetime } => self.make_child(lifetime),
             Request::Release => {
                 self.release();
                 Ok(Reply::Done)
@@ -130,11 +128,13 @@ impl Guardian {
 
     fn seize(&mut self, pid: u32, tid: u32, limit: Duration) -> Result<Reply, Failure> {
         self.release();
+        let instruction = Instruction::of_thread(tid).ok_or(Failure::Vdso)?;
         ptrace::seize(tid)?;
         self.held = Some(Held {
             pid,
             tid,
             limit,
+            instruction,
             stopped: None,
         });
         Ok(Reply::Done)
@@ -170,12 +170,12 @@ impl Guardian {
         }
     }
 
-    fn make_child(&mut self, instruction: u64, lifetime: Duration) -> Result<Reply, Failure> {
+    fn make_child(&mut self, lifetime: Duration) -> Result<Reply, Failure> {
         let held = self.held.as_mut().ok_or(Failure::Ended)?;
-        if held.stopped != Some(0) || !vdso::is_there(held.tid, instruction) {
+        if held.stopped != Some(0) || !held.instruction.is_there() {
             return Err(Failure::Disturbed);
         }
-        let (process, signal) = injection::clone(held.tid, instruction);
+        let (process, signal) = injection::clone(held.tid, held.instruction.at);
         held.stopped = Some(signal);
         let process = process?;
         self.child = Some(Child {
@@ -264,21 +264,13 @@ fn has_input(stream: &UnixStream) -> bool {
 /// Stops the seized thread `tid`; `None` where it does not stop in time.
 pub(super) fn stop(tid: u32, patience: Duration) -> io::Result<Option<Stop>> {
     ptrace::interrupt(tid)?;
-    let start = Instant::now();
-    loop {
-        if let Some(stop) = requests::wait(tid, false)? {
-            if stop == Stop::Ended {
-                requests::collect(tid);
-            } else {
-                registers::restart_system_call(tid)?;
-            }
-            return Ok(Some(stop));
-        }
-        if start.elapsed() > patience {
-            return Ok(None);
-        }
-        std::thread::sleep(NAP);
+    let stop = requests::wait_within(tid, patience)?;
+    match stop {
+        Some(Stop::Ended) => requests::collect(tid),
+        Some(_) => registers::restart_system_call(tid)?,
+        None => {}
     }
+    Ok(stop)
 }
 
 /// Lets the thread `tid` go on, with the signal in `stopped` if that is not 0; one that runs (`None`) has to be
@@ -299,13 +291,7 @@ pub(super) fn release(tid: u32, stopped: Option<i32>) {
 fn kill(pid: u32) {
     let Ok(raw) = i32::try_from(pid) else { return };
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(raw), nix::sys::signal::SIGKILL);
-    let start = Instant::now();
-    let mut nap = NAP;
-    while !matches!(requests::wait(pid, false), Ok(Some(Stop::Ended)) | Err(_))
-        && start.elapsed() < LONGEST_END
-    {
-        std::thread::sleep(nap);
-        nap = (nap * 2).min(Duration::from_millis(5));
-    }
+    // Where it does not end the kernel keeps it busy: its memory is being freed.
+    let _ = requests::wait_within(pid, LONGEST_END);
     requests::collect(pid);
 }

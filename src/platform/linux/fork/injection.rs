@@ -47,8 +47,8 @@ struct Saved {
 struct Call {
     number: u64,
     arguments: [u64; 4],
-    /// What the thread tells its tracer of meanwhile.
-    options: i32,
+    /// It starts a process.
+    is_start: bool,
 }
 
 /// What came of a system call.
@@ -81,7 +81,7 @@ pub(super) fn clone(tid: u32, instruction: u64) -> (Result<NewProcess, Failure>,
     let call = Call {
         number: CLONE,
         arguments: [u64::try_from(libc::CLONE_FILES).unwrap_or(0), 0, 0, 0],
-        options: libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_EXITKILL,
+        is_start: true,
     };
     let (made, signal) = inject(tid, instruction, call);
     let process = made.and_then(|made| match made.child {
@@ -101,7 +101,7 @@ pub(super) fn wait_for(tid: u32, instruction: u64, inner_pid: u32) -> (Result<bo
     let call = Call {
         number: WAIT4,
         arguments: [u64::from(inner_pid), 0, u64::from(flags.cast_unsigned()), 0],
-        options: 0,
+        is_start: false,
     };
     let (made, signal) = inject(tid, instruction, call);
     let is_found = made.and_then(|made| match error_of(made.result) {
@@ -131,14 +131,9 @@ fn inject(tid: u32, instruction: u64, call: Call) -> (Result<Made, Failure>, i32
     };
     // The whole target waits for it.
     let _served = Served::new(tid);
-    let made =
-        begin(tid, &saved, instruction, call).and_then(|()| make(tid, instruction, call.number));
-    let (made, last) = match made {
-        Ok((made, last)) => (Ok(made), last),
-        Err(failure) => (Err(failure), None),
-    };
-    match give_back(tid, &saved, last) {
-        Ok(signal) => (made, signal),
+    let child = begin(tid, &saved, instruction, call).and_then(|()| make(tid, instruction, call));
+    match give_back(tid, &saved) {
+        Ok((result, signal)) => (child.map(|child| Made { result, child }), signal),
         Err(error) => (Err(error.into()), 0),
     }
 }
@@ -166,7 +161,7 @@ fn begin(tid: u32, saved: &Saved, instruction: u64, call: Call) -> Result<(), Fa
     if requests::dispatches_system_calls(tid) {
         return Err(Failure::Dispatch);
     }
-    set_options(tid, call.options)?;
+    set_options(tid, call)?;
     let unblocked = CAUSED
         .iter()
         .fold(0_u64, |set, signal| set | 1 << (signal - 1));
@@ -185,13 +180,20 @@ fn begin(tid: u32, saved: &Saved, instruction: u64, call: Call) -> Result<(), Fa
 
 /// A seccomp filter might end the target for the call: it is suspended, where that is allowed, and where
 /// it is not, nothing is called.
-fn set_options(tid: u32, options: i32) -> Result<(), Failure> {
-    let options = options | libc::PTRACE_O_TRACESYSGOOD;
-    if !is_filtered(tid) {
-        return Ok(requests::set_options(tid, options)?);
+fn set_options(tid: u32, call: Call) -> Result<(), Failure> {
+    // A thread whose registers are not its own must not go on.
+    let mut options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL;
+    if call.is_start {
+        options |= libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK;
     }
+    // First, and whether there is a filter or not: to find that out takes longer.
     let suspended = requests::set_options(tid, options | libc::PTRACE_O_SUSPEND_SECCOMP);
-    suspended.map_err(|_| Failure::Seccomp)
+    match suspended {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(Failure::Ended),
+        Err(_) if is_filtered(tid) => Err(Failure::Seccomp),
+        Err(_) => Ok(requests::set_options(tid, options)?),
+        Ok(()) => Ok(()),
+    }
 }
 
 fn is_filtered(tid: u32) -> bool {
@@ -200,28 +202,32 @@ fn is_filtered(tid: u32) -> bool {
     crate::platform::linux::processes::field(&status, "Seccomp:").is_none_or(|mode| mode != "0")
 }
 
-/// Follows the thread through the call. Gives back the stop at which it was left, where it is one at which
-/// the registers can be given back.
-fn make(tid: u32, instruction: u64, number: u64) -> Result<(Made, Option<Stop>), Failure> {
-    let mut has_begun = false;
-    let mut child = None;
-    loop {
-        match requests::wait(tid, true)?.unwrap_or(Stop::Ended) {
-            Stop::Ended => return Err(Failure::Ended),
-            Stop::Clone => child = u32::try_from(ptrace::event_message(tid)?).ok(),
-            Stop::SystemCall if has_begun => {
-                let result = General::read(tid)?
-                    .register(INDICES_64.result)
-                    .cast_signed();
-                return Ok((Made { result, child }, None));
-            }
-            Stop::SystemCall => {
-                has_begun = true;
-                stay_on_course(tid, instruction, number)?;
-            }
-            Stop::Asked { .. } | Stop::Signal(_) => return Err(Failure::Disturbed),
-        }
-        requests::go_on_to_system_call(tid)?;
+/// Follows the thread into the call. It stands still then where nothing but the end of the call is left to
+/// come. Gives the process that it has started.
+fn make(tid: u32, instruction: u64, call: Call) -> Result<Option<u32>, Failure> {
+    match next_stop(tid)? {
+        Stop::SystemCall => stay_on_course(tid, instruction, call.number)?,
+        _ => return Err(Failure::Disturbed),
+    }
+    if !call.is_start {
+        // It is made on the way to the stop at which the thread is given back what it had: a call that does not
+        // sleep takes no notice of being stopped.
+        return Ok(None);
+    }
+    // But no process is started by a thread that is to stop.
+    requests::go_on_to_system_call(tid)?;
+    match next_stop(tid)? {
+        Stop::Clone => Ok(u32::try_from(ptrace::event_message(tid)?).ok()),
+        // It was refused.
+        Stop::SystemCall => Ok(None),
+        _ => Err(Failure::Disturbed),
+    }
+}
+
+fn next_stop(tid: u32) -> Result<Stop, Failure> {
+    match requests::wait(tid, true)? {
+        None | Some(Stop::Ended) => Err(Failure::Ended),
+        Some(stop) => Ok(stop),
     }
 }
 
@@ -238,27 +244,26 @@ fn stay_on_course(tid: u32, instruction: u64, number: u64) -> Result<(), Failure
 }
 
 /// Brings the thread, which stands still somewhere on its way, to a stop like the first one, and gives back
-/// what it had. Returns the signal that is on its way to it, or 0.
+/// what it had. Returns the result of the call, if one was made, and the signal that is on its way to the
+/// thread, or 0.
 ///
 /// What a thread that was killed had need not be given back.
-fn give_back(tid: u32, saved: &Saved, last: Option<Stop>) -> io::Result<i32> {
-    let mut stop = last;
+fn give_back(tid: u32, saved: &Saved) -> io::Result<(i64, i32)> {
     loop {
-        let now = match stop.take() {
-            Some(stop) => stop,
-            None => requests::wait(tid, true)?.unwrap_or(Stop::Ended),
-        };
-        if now == Stop::Ended {
+        let stop = requests::wait(tid, true)?.unwrap_or(Stop::Ended);
+        if stop == Stop::Ended {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        if now.is_before_restart() {
+        if stop.is_before_restart() {
+            let result = General::read(tid)?.register(INDICES_64.result);
             saved.general.write(tid)?;
             requests::set_signal_mask(tid, saved.mask)?;
             requests::set_options(tid, 0)?;
-            return Ok(match now {
+            let signal = match stop {
                 Stop::Signal(signal) if !is_caused_by_the_call(tid, signal) => signal,
                 _ => 0,
-            });
+            };
+            return Ok((result.cast_signed(), signal));
         }
         ptrace::interrupt(tid)?;
         ptrace::go_on(tid, 0)?;

@@ -32,4 +32,3 @@ pub(super) use memory::{ForkedMemory, Parts};
 pub(super) use protocol::{NewProcess, Outcome};
 
 pub use refusal::ForkRefusal;
-pub(super) use vdso::system_call_instruction;

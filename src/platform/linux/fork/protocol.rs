@@ -20,12 +20,8 @@ pub(super) enum Request {
     Seize { pid: u32, tid: u32, limit: Duration },
     /// Stop the thread.
     Stop,
-    /// Make a child of the process, by the system call at the address `instruction`, and keep it for
-    /// `lifetime` at the longest.
-    Clone {
-        instruction: u64,
-        lifetime: Duration,
-    },
+    /// Make a child of the process, and keep it for `lifetime` at the longest.
+    Clone { lifetime: Duration },
     /// Let the thread go on. There is an answer when it does.
     Release,
     /// End the child, and make the process forget it.
@@ -40,7 +36,9 @@ pub(super) enum Reply {
     Done,
     /// The thread stands still, with these registers.
     Stopped {
+        #[serde(with = "hexadecimal")]
         general: Vec<u8>,
+        #[serde(with = "hexadecimal")]
         vector: Vec<u8>,
     },
     Child(NewProcess),
@@ -93,6 +91,8 @@ pub(super) enum Failure {
     JobControl,
     /// A signal came in between.
     Disturbed,
+    /// The process has no code in which it could make a system call.
+    Vdso,
     /// The thread is not in a system call.
     NotInSystemCall,
     /// A seccomp filter is on the thread, and may not be suspended.
@@ -135,6 +135,41 @@ pub(super) fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T
     Ok(serde_json::from_slice(&bytes)?)
 }
 
+/// Registers, as text: an array of numbers would be twice as long, and the target stands still while it is
+/// written and read.
+mod hexadecimal {
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let digit = |byte: u8| char::from(DIGITS[usize::from(byte)]);
+        let text: String = bytes
+            .iter()
+            .flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)])
+            .collect();
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = <&str>::deserialize(from)?;
+        let value = |digit: u8| {
+            char::from(digit)
+                .to_digit(16)
+                .and_then(|v| u8::try_from(v).ok())
+        };
+        let (pairs, rest) = text.as_bytes().as_chunks();
+        let bytes = pairs
+            .iter()
+            .map(|[high, low]| Some(value(*high)? << 4 | value(*low)?));
+        let bytes = bytes
+            .collect::<Option<Vec<u8>>>()
+            .filter(|_| rest.is_empty());
+        bytes.ok_or_else(|| D::Error::custom("no hexadecimal digits"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,5 +197,9 @@ mod tests {
     fn nonsense_is_an_error() {
         assert!(receive::<Reply>(&mut [255; 8].as_slice()).is_err());
         assert!(receive::<Reply>(&mut [1, 0, 0, 0, b'x'].as_slice()).is_err());
+        for digits in ["0", "0g", "\u{e9}"] {
+            let message = format!("{{\"Stopped\":{{\"general\":\"{digits}\",\"vector\":\"\"}}}}");
+            assert!(serde_json::from_str::<Reply>(&message).is_err(), "{digits}");
+        }
     }
 }

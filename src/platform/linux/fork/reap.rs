@@ -12,7 +12,7 @@ use super::guardian::{release, stop};
 use super::injection;
 use super::protocol::Failure;
 use super::requests::{self, Stop};
-use super::vdso;
+use super::vdso::Instruction;
 use super::waits;
 use crate::platform::linux::{procfs, ptrace, registers::General};
 
@@ -90,8 +90,15 @@ impl Parent {
     }
 
     fn is_done_through(&mut self, tid: u32, is_choosy: bool) -> bool {
+        // All this while the thread runs.
+        let Some(instruction) = Instruction::of_thread(tid) else {
+            return false;
+        };
+        if ptrace::seize(tid).is_err() {
+            return false;
+        }
         let start = Instant::now();
-        let result = through(tid, self.inner_child, is_choosy);
+        let result = through(tid, &instruction, self.inner_child, is_choosy);
         *self.pause.get_or_insert(Duration::ZERO) += start.elapsed();
         if result == Err(Failure::DoesNotStop) {
             self.late.push(tid);
@@ -100,13 +107,16 @@ impl Parent {
     }
 }
 
-fn through(tid: u32, inner_pid: u32, is_choosy: bool) -> Result<bool, Failure> {
-    let instruction = vdso::of_thread(tid).ok_or(Failure::Ended)?.0;
-    ptrace::seize(tid)?;
+/// Stops thread `tid`, which is seized, has it wait for the child, and lets it go.
+fn through(
+    tid: u32,
+    instruction: &Instruction,
+    inner_pid: u32,
+    is_choosy: bool,
+) -> Result<bool, Failure> {
     let (result, signal) = match stop(tid, PATIENCE) {
         Ok(Some(Stop::Asked { .. })) if is_usable(tid, instruction, is_choosy) => {
-            let (result, signal) = injection::wait_for(tid, instruction, inner_pid);
-            (result, signal)
+            injection::wait_for(tid, instruction.at, inner_pid)
         }
         Ok(Some(Stop::Signal(signal))) => (Err(Failure::Disturbed), signal),
         Ok(Some(Stop::Ended)) => return Err(Failure::Ended),
@@ -117,13 +127,13 @@ fn through(tid: u32, inner_pid: u32, is_choosy: bool) -> Result<bool, Failure> {
     result
 }
 
-fn is_usable(tid: u32, instruction: u64, is_choosy: bool) -> bool {
+fn is_usable(tid: u32, instruction: &Instruction, is_choosy: bool) -> bool {
     let Ok(general) = General::read(tid) else {
         return false;
     };
     let is_place = injection::is_in_system_call(&general)
         || !is_choosy && injection::is_64(&general) && !is_in_sequence(tid);
-    is_place && vdso::is_there(tid, instruction)
+    is_place && instruction.is_there()
 }
 
 /// Says whether thread `tid` may be in a restartable sequence (rseq(2)): the kernel would forget it.

@@ -117,6 +117,7 @@ impl From<Failure> for ForkRefusal {
             Failure::Seccomp => Self::Seccomp,
             Failure::Dispatch => Self::Dispatch,
             Failure::JobControl => Self::JobControl,
+            Failure::Vdso => Self::Vdso,
             Failure::NotInSystemCall => Self::NoSystemCall,
             // A thread that ended, or is late: another one is taken the next time.
             Failure::Disturbed | Failure::Ended | Failure::DoesNotStop => Self::Disturbed,

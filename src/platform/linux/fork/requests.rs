@@ -3,6 +3,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -78,6 +79,39 @@ pub(super) fn wait(tid: u32, is_patient: bool) -> io::Result<Option<Stop>> {
             _ => Some(Stop::of(status)),
         });
     }
+}
+
+/// From one look at a thread to the next: what it did may be told by no signal, where rleaks was started with
+/// `SIGCHLD` ignored.
+const NAP: Duration = Duration::from_micros(200);
+
+/// The same, as long as `patience`; `None` where the thread neither stops nor ends in that time.
+///
+/// The calling thread must block `SIGCHLD`.
+pub(super) fn wait_within(tid: u32, patience: Duration) -> io::Result<Option<Stop>> {
+    let start = Instant::now();
+    loop {
+        let stop = wait(tid, false)?;
+        if stop.is_some() || start.elapsed() > patience {
+            return Ok(stop);
+        }
+        wait_for_news(NAP);
+    }
+}
+
+/// Waits until a traced thread does something, for a nap at the longest.
+fn wait_for_news(nap: Duration) {
+    let mut child = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: it makes the set, which outlives the call, an empty one.
+    unsafe { libc::sigemptyset(child.as_mut_ptr()) };
+    // SAFETY: the set is an empty one, and outlives the call.
+    unsafe { libc::sigaddset(child.as_mut_ptr(), libc::SIGCHLD) };
+    let nap = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: nap.subsec_nanos().into(),
+    };
+    // SAFETY: set and time outlive the call; of the signal nothing more is asked.
+    unsafe { libc::sigtimedwait(child.as_ptr(), std::ptr::null_mut(), &raw const nap) };
 }
 
 /// Takes note of the end of the traced process `pid`: its real parent gets to know of it now.

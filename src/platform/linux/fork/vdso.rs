@@ -16,10 +16,7 @@ const LONGEST: u64 = 64 << 10;
 
 /// Where a system call can be made: an instruction in the code that the kernel maps into each process.
 /// The bytes are an instruction wherever they are jumped to.
-pub(in crate::platform::linux) fn system_call_instruction(
-    regions: &[Region],
-    memory: &dyn Memory,
-) -> Option<Addr> {
+fn system_call_instruction(regions: &[Region], memory: &dyn Memory) -> Option<Addr> {
     let vdso = regions
         .iter()
         .find(|region| region.name == "[vdso]" && region.executable)?;
@@ -33,19 +30,31 @@ pub(in crate::platform::linux) fn system_call_instruction(
         .then_some(at)
 }
 
-/// The same for a running process, seen through its thread `tid`.
-pub(super) fn of_thread(tid: u32) -> Option<Addr> {
-    let maps = fs::read(format!("/proc/{tid}/maps")).ok()?;
-    let file = File::open(format!("/proc/{tid}/mem")).ok()?;
-    let memory = ProcessMemory::new(i32::try_from(tid).ok()?, file);
-    system_call_instruction(&parse_maps(&maps), &memory)
+/// The instruction in the memory of a thread's process.
+#[derive(Debug)]
+pub(super) struct Instruction {
+    pub(super) at: u64,
+    memory: File,
 }
 
-/// Says whether there is such an instruction at `at` in the memory that thread `tid` has now.
-pub(super) fn is_there(tid: u32, at: u64) -> bool {
-    let mut code = [0; SYSTEM_CALL.len()];
-    let file = File::open(format!("/proc/{tid}/mem"));
-    file.is_ok_and(|file| file.read_exact_at(&mut code, at).is_ok()) && code == SYSTEM_CALL
+impl Instruction {
+    /// The one of thread `tid`, which may run.
+    pub(super) fn of_thread(tid: u32) -> Option<Self> {
+        let maps = fs::read(format!("/proc/{tid}/maps")).ok()?;
+        let open = || File::open(format!("/proc/{tid}/mem"));
+        let memory = ProcessMemory::new(i32::try_from(tid).ok()?, open().ok()?);
+        let at = system_call_instruction(&parse_maps(&maps), &memory)?;
+        Some(Self {
+            at: at.0,
+            memory: open().ok()?,
+        })
+    }
+
+    /// Says whether it is there now. It is not where the process executes another program.
+    pub(super) fn is_there(&self) -> bool {
+        let mut code = [0; SYSTEM_CALL.len()];
+        self.memory.read_exact_at(&mut code, self.at).is_ok() && code == SYSTEM_CALL
+    }
 }
 
 #[cfg(test)]
@@ -55,8 +64,10 @@ mod tests {
     #[test]
     fn this_process_has_one() {
         let tid = std::process::id();
-        let at = of_thread(tid).expect("a vdso");
-        assert!(is_there(tid, at.0) && !is_there(tid, 0));
+        let mut instruction = Instruction::of_thread(tid).expect("a vdso");
+        assert!(instruction.is_there());
+        instruction.at = 0;
+        assert!(!instruction.is_there());
         assert_eq!(
             system_call_instruction(&[], &crate::memory::FakeMemory::zeroed(0, 1)),
             None
