@@ -494,7 +494,7 @@ fn check_described(
     expected: &[(Block, Description<'_>)],
 ) {
     let all = (0..expected.len()).map(|index| index..index + 1);
-    for range in all.chain([0..expected.len()]) {
+    for range in all.chain(std::iter::once(0..expected.len())) {
         let expected = &expected[range];
         for shown in [Shown::Contents, Shown::Types] {
             let block = |index: usize| Some(expected[index].0);
