@@ -556,16 +556,24 @@ mod tests {
     #[test]
     fn no_position_is_lost_where_windows_and_pieces_meet() {
         let size = PIECE + WINDOW + 40;
-        let blocks = blocks(&[(MIB, size), (64 * MIB, 16)]);
+        let blocks = blocks(&[(MIB, size), (64 * MIB, 16)]).into_iter().collect();
         let length = usize::try_from(size).expect("some MiB");
+        // Each filter finds the same where there is less to search.
+        let mut filters = Filter::all().into_iter().cycle();
         for border in [WINDOW, PIECE - MIB, size - 4] {
-            for at in border - 8..=border + 8 {
+            for at in [0, 1, 4, 7, 8, 9, 16].map(|distance| border - 8 + distance) {
+                let filter = filters.next().expect("one is portable");
+                let graph = |memory: &RangesMemory, alignment| {
+                    let words = (Width::Eight, alignment);
+                    let source = Source::new(memory, &blocks, &[], words, &|| false);
+                    Graph::extract(&source.with_filter(filter)).expect("nothing interrupts")
+                };
                 let mut memory = RangesMemory::zeroed(&[(MIB, length + 16)]);
                 memory.set_word(MIB + at, 64 * MIB);
                 let inside = at + 8 <= size;
-                let bytes = graph(&memory, &blocks, &[], Alignment::Bytes);
+                let bytes = graph(&memory, Alignment::Bytes);
                 assert_eq!(bytes.edges(), usize::from(inside), "{at:#x}");
-                let words = graph(&memory, &blocks, &[], Alignment::Words);
+                let words = graph(&memory, Alignment::Words);
                 assert_eq!(words.edges(), usize::from(inside && at % 8 == 0), "{at:#x}");
                 assert_eq!(words.unreadable_bytes() + bytes.unreadable_bytes(), 16 + 16);
             }
