@@ -298,7 +298,7 @@ fn source<'a>(
 /// What the report of `leaks` takes, as far as it follows from their number: what describes each of them,
 /// and what the stack log has of all blocks.
 fn report_memory(captured: &Captured, leaks: &[Leak]) -> u64 {
-    const LEAK: u64 = 600;
+    const LEAK: u64 = 300;
     const LOGGED_BLOCK: u64 = 20;
     let is_logged = captured.log.is_some();
     let logged = captured.heap.blocks.len() as u64 * LOGGED_BLOCK;

@@ -41,7 +41,7 @@ fn nothing_is_left_of_the_guardian() {
 fn guardian_that_is_killed_while_the_child_is_read_leaves_nothing() {
     let mut fixture = Fixture::start_with("generator.c", &["7", "3", "6000"]);
     let pid = fixture.pid();
-    for _ in 0..20 {
+    for round in 1..=20 {
         let mut scan = rleaks_command()
             .args([&pid, FORK, "--json", "--threads=1"])
             .stdout(Stdio::null())
@@ -54,6 +54,10 @@ fn guardian_that_is_killed_while_the_child_is_read_leaves_nothing() {
             killed = child_of(&pid)
                 .filter(|_| is_untraced(&pid))
                 .and_then(|child| tracer(&child));
+            // Soon rleaks knows of the child, and has not yet read all of it.
+            killed
+                .iter()
+                .for_each(|_| sleep(Duration::from_millis(20 * round)));
             killed.iter().for_each(|guardian| signal(guardian, "KILL"));
         }
         let status = scan.wait().unwrap();
