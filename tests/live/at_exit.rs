@@ -419,11 +419,11 @@ fn file_of_the_report_is_checked_before_the_command_runs() {
 }
 
 /// A program that says `ready`, counts its signals, and ends with status 4 after so many.
-const COUNTER: &str = "import signal, sys, time\n\
+const COUNTER: &str = "import os, signal, sys, time\n\
     seen = []\n\
-    def count(*_):\n    seen.append(1)\n    print(len(seen), flush=True)\n\
+    def count(*_):\n    seen.append(1)\n    os.write(1, b'%d\\n' % len(seen))\n\
     for name in 'SIGTERM SIGHUP SIGUSR1 SIGUSR2'.split():\n    signal.signal(signal.Signals[name], count)\n\
-    print('ready', flush=True)\n\
+    os.write(1, b'ready\\n')\n\
     while len(seen) < 4: time.sleep(0.05)\n\
     sys.exit(4)";
 

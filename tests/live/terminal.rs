@@ -95,9 +95,9 @@ fn rleaks(options: &str, command: &str) -> String {
 #[test]
 fn interrupt_key_reaches_the_command_once_and_its_report_comes() {
     for options in ["--leak-status=7", "--leak-status=7 --on-signal"] {
-        let script = "import signal, sys, time; seen = []; \
-            signal.signal(signal.SIGINT, lambda *_: (seen.append(1), print('int', len(seen), flush=True))); \
-            print('ready', flush=True); \
+        let script = "import os, signal, sys, time; seen = []; \
+            signal.signal(signal.SIGINT, lambda *_: (seen.append(1), os.write(1, b'int %d\\n' % len(seen)))); \
+            os.write(1, b'ready\\n'); \
             [time.sleep(0.02) for _ in iter(lambda: len(seen), 2)]; sys.exit(7)";
         let command = format!("/usr/bin/python3 -c {script:?}");
         let mut terminal = Terminal::start(&rleaks(options, &command));
@@ -144,8 +144,8 @@ fn quit_key_does_not_end_rleaks() {
 fn job_control_stops_and_continues_the_command() {
     for options in ["--leak-status=0", "--leak-status=0 --on-signal"] {
         let mut terminal = Terminal::start("bash --norc --noprofile -i");
-        let script = "import signal, sys; go_on = lambda *_: print('go' + 'es on', flush=True); \
-            signal.signal(signal.SIGCONT, go_on); print('rea' + 'dy', flush=True); \
+        let script = "import os, signal, sys; go_on = lambda *_: os.write(1, b'go' + b'es on\\n'); \
+            signal.signal(signal.SIGCONT, go_on); os.write(1, b'rea' + b'dy\\n'); \
             print('got', sys.stdin.readline())";
         let command = format!("/usr/bin/python3 -c {script:?}");
         terminal.press(&format!("{}\n", rleaks(options, &command)));
