@@ -5,7 +5,9 @@
 
 For each size it builds a heap of 7.5 million blocks of 16 to 512 bytes per GiB and prints the median of some runs:
 of a single-threaded copy of the heap into warm memory, of rleaks by snapshot method, and of other tools on the
-same heap. Each time is also given as a multiple of the copy in the same runs. --realtime measures with a real-time
+same heap. Each time is also given as a multiple of the copy in the same runs. rleaks runs twice for each figure: alone
+for its time, and again beside a thread of the target that spins, and one that looks at the memory of rleaks, for the
+pause, the gap and the memory. Those two would take one of two processors. --realtime measures with a real-time
 priority, for machines that do other work too: the copy, the scans and the peers alike. With it the gap is still
 that of an ordinary thread, so "gap" can be trusted on a quiet machine only.
 """
@@ -17,51 +19,15 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from pathlib import Path
 
-from first_light import Target as PlainTarget
+from measured import RLEAKS, Peak, Target, compile
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCKS_PER_GIB = 7_500_000
 PEERS = ["readv", "fork", "gcore", "lsan", "valgrind"]
 VALGRIND_BLOCKS = 1_000_000
 REALTIME = ["chrt", "-f", "5"]
-
-
-class Target(PlainTarget):
-    """A running heap_target, perhaps under another program."""
-
-    def __init__(self, command, blocks):
-        self.process = subprocess.Popen([*command, "-n", str(blocks)], text=True, bufsize=1,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.blocks, self.bytes = self.numbers("blocks")
-        self.leaked, self.leaked_bytes = self.numbers("leaked")
-        assert self.process.stdout.readline() == "ready\n"
-
-
-def anonymous_kib(pid):
-    """The anonymous memory of a process and of its children: one of rleaks' processes only watches the other."""
-    try:
-        lines = [line for line in open(f"/proc/{pid}/status") if line.startswith("RssAnon")]
-        children = open(f"/proc/{pid}/task/{pid}/children").read().split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) for line in lines) + sum(map(anonymous_kib, children))
-
-
-class Peak(threading.Thread):
-    """Looks at the anonymous memory of a process until it has ended."""
-
-    def __init__(self, pid):
-        super().__init__()
-        self.pid, self.kib, self.ended = pid, 0, False
-
-    def run(self):
-        while not self.ended:
-            self.kib = max(self.kib, anonymous_kib(self.pid))
-            time.sleep(0.002)
 
 
 class Table:
@@ -89,13 +55,8 @@ class Bench:
     def __init__(self, folder, arguments, more):
         self.folder, self.arguments, self.more = Path(folder), arguments, more
         self.prefix = REALTIME if arguments.realtime else []
-        self.target = self.compile("heap_target", "-lm")
-        self.reader = self.compile("read_memory")
-
-    def compile(self, name, *options):
-        program = self.folder / (name + "".join(o for o in options if "LSAN" in o))
-        subprocess.run(["cc", "-O2", "-pthread", "-o", program, ROOT / f"benches/{name}.c", *options], check=True)
-        return str(program)
+        self.target = compile("heap_target", folder)
+        self.reader = compile("read_memory", folder)
 
     def median(self, measure):
         return [statistics.median(values) for values in zip(*(measure() for _ in range(self.arguments.runs)))]
@@ -105,6 +66,7 @@ class Bench:
         target = Target([*self.prefix, self.target], blocks)
         try:
             start, end = target.ask("heap")
+            target.ask("rest")
             copy, = self.median(lambda: target.ask("memcpy")[:1])
             table = Table(target.blocks, (end - start) / 2**30, copy)
             table.row("copy, 1 thread", copy)
@@ -116,28 +78,36 @@ class Bench:
             target.end()
 
     def rleaks(self, table, target, method):
+        command = [*self.prefix, self.arguments.rleaks, target.pid, "--json",
+                   f"--snapshot={method}", f"--threads={self.arguments.threads}", *self.more]
+
         def once():
-            with tempfile.TemporaryFile("w+") as output:
-                target.ask("gap")
-                start = time.monotonic()
-                process = subprocess.Popen([*self.prefix, self.arguments.rleaks, str(target.process.pid), "--json",
-                                            f"--snapshot={method}", f"--threads={self.arguments.threads}", *self.more],
-                                           stdout=output, stderr=subprocess.PIPE, text=True)
-                peak = Peak(process.pid)
-                peak.start()
-                messages = process.communicate()[1]
-                seconds = time.monotonic() - start
-                peak.ended = True
-                peak.join()
-                gap, = target.ask("gap")
-                assert process.returncode in (0, 1), messages
-                output.seek(0)
-                report = json.load(output)
+            seconds, _, _ = self.scan(command, False)
+            target.ask("spin")
+            target.ask("gap")
+            _, anon, report = self.scan(command, True)
+            gap, = target.ask("gap")
+            target.ask("rest")
             assert report["capture"]["method"] == method, report["warnings"]
-            return (seconds, report["capture"]["pause_seconds"], gap / 1e9, peak.kib / 1024,
+            return (seconds, report["capture"]["pause_seconds"], gap / 1e9, anon / 1024,
                     report["summary"]["leaked_blocks"])
         seconds, pause, gap, anon, leaks = self.median(once)
         table.row(f"rleaks {method}", seconds, pause, gap, anon, f"{leaks:.0f} leaks of {target.leaked}")
+
+    @staticmethod
+    def scan(command, is_watched):
+        """One run of rleaks: seconds, the most memory in KiB if that is watched, and the report."""
+        with tempfile.TemporaryFile("w+") as output:
+            start = time.monotonic()
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True)
+            peak = Peak(process.pid) if is_watched else None
+            messages = process.communicate()[1]
+            seconds = time.monotonic() - start
+            if peak:
+                peak.end()
+            assert process.returncode in (0, 1), messages
+            output.seek(0)
+            return seconds, peak and peak.most, json.load(output)
 
     def timed(self, command):
         start = time.monotonic()
@@ -145,7 +115,7 @@ class Bench:
         return [time.monotonic() - start]
 
     def peer(self, table, target, name, start, end):
-        pid, threads = str(target.process.pid), self.arguments.threads
+        pid, threads = target.pid, self.arguments.threads
         match name:
             case "readv":
                 command = [*self.prefix, self.reader, pid, str(start), str(end), str(threads)]
@@ -168,9 +138,10 @@ class Bench:
                     self.valgrind()
 
     def lsan(self, table, blocks):
-        program = self.compile("heap_target", "-DLSAN", "-fsanitize=leak", "-lm")
+        program = compile("heap_target", self.folder, "-DLSAN", "-fsanitize=leak")
         target = Target([*self.prefix, program], blocks)
         try:
+            target.ask("rest")
             table.row("LeakSanitizer", *self.median(lambda: target.ask("lsan")))
         finally:
             target.end()
@@ -179,6 +150,7 @@ class Bench:
         """The leak check at the end of a program of a million blocks, once: it takes long."""
         plain = Target([*self.prefix, self.target], VALGRIND_BLOCKS)
         start, end = plain.ask("heap")
+        plain.ask("rest")
         copy, = self.median(lambda: plain.ask("memcpy")[:1])
         plain.end()
         target = Target([*self.prefix, "valgrind", "--leak-check=full", self.target], VALGRIND_BLOCKS)
@@ -195,7 +167,7 @@ def main():
     parser.add_argument("--peers", type=listed(str), default=PEERS, help=f"of {','.join(PEERS)}")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rleaks", default=ROOT / "target/release/rleaks")
+    parser.add_argument("--rleaks", default=RLEAKS)
     parser.add_argument("--realtime", action="store_true", help="needs root")
     arguments, more = parser.parse_known_args()
     if arguments.methods is None:

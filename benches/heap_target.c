@@ -3,7 +3,7 @@
  *   heap_target [-n BLOCKS]     default 7500000: about 1 GiB asked for, in blocks of 16 to 512 bytes
  *
  * Lists, trees and vectors of pointers, all reachable from one table, but for 0.9 % of the blocks: leaked single
- * blocks, chains and cycles. About 6 % of all words are pointers. A thread spins on the clock all the time.
+ * blocks, chains and cycles. About 6 % of all words are pointers. A thread spins on the clock, but for when it rests.
  *
  * It prints
  *   blocks COUNT BYTES          what it asked malloc for
@@ -11,6 +11,7 @@
  *   ready
  * and then answers commands on stdin, one a line:
  *   gap                         "gap NANOSECONDS": the longest time between two looks at the clock since the last "gap"
+ *   rest, spin                  the same word: the spinning thread sleeps from now on, or spins again
  *   memcpy                      "memcpy SECONDS BYTES": a plain copy of the whole heap into warm memory
  *   heap                        "heap START END": the addresses of [heap]
  *   fork                        "fork SECONDS": how long fork() takes; the child ends at once
@@ -41,6 +42,7 @@ static uint64_t blocks, bytes, leaked, leaked_bytes;
 static void **table;
 static size_t table_length;
 static uint64_t longest_gap;
+static bool rests;
 
 /* ---- The heap ---- */
 
@@ -180,6 +182,10 @@ static void *spin(void *unused)
     struct sched_param ordinary = {0};
     pthread_setschedparam(pthread_self(), SCHED_OTHER, &ordinary);
     for (uint64_t last = now();;) {
+        while (__atomic_load_n(&rests, __ATOMIC_RELAXED)) {
+            usleep(1000);
+            last = now();
+        }
         uint64_t time = now();
         if (time - last > __atomic_load_n(&longest_gap, __ATOMIC_RELAXED))
             __atomic_store_n(&longest_gap, time - last, __ATOMIC_RELAXED);
@@ -281,7 +287,11 @@ int main(int count, char **arguments)
     while (fgets(line, sizeof line, stdin)) {
         if (strcmp(line, "gap\n") == 0)
             printf("gap %lu\n", __atomic_exchange_n(&longest_gap, 0, __ATOMIC_RELAXED));
-        else if (strcmp(line, "memcpy\n") == 0)
+        else if (strcmp(line, "rest\n") == 0 || strcmp(line, "spin\n") == 0) {
+            __atomic_store_n(&rests, line[0] == 'r', __ATOMIC_RELAXED);
+            usleep(10000);
+            fputs(line, stdout);
+        } else if (strcmp(line, "memcpy\n") == 0)
             copy_heap();
         else if (strncmp(line, "write ", 6) == 0)
             write_pages(atol(line + 6));

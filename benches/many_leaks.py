@@ -16,23 +16,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
-from big_heap import Peak
-from first_light import Target as PlainTarget
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-class Target(PlainTarget):
-    """A running many_leaks, perhaps under `rleaks record`."""
-
-    def __init__(self, command, blocks):
-        self.process = subprocess.Popen([*command, "-n", str(blocks)], text=True, bufsize=1,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.blocks, self.bytes = self.numbers("blocks")
-        self.leaked, self.leaked_bytes = self.numbers("leaked")
-        assert self.process.stdout.readline() == "ready\n"
+from measured import RLEAKS, Peak, Target, compile
 
 
 def heap_bytes(pid):
@@ -49,27 +34,25 @@ def scan(command, output):
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     peak = Peak(process.pid)
-    peak.start()
     text, messages = process.communicate()
     seconds = time.monotonic() - start
-    peak.ended = True
-    peak.join()
+    peak.end()
     assert process.returncode == 1, messages.decode()
     phases = re.findall(r"^rleaks: +([\d.]+) ms  (.*)$", messages.decode(), re.M)
     phases = {name: float(ms) for ms, name in phases}
     written = os.path.getsize(output) if output else len(text)
     return {**phases, "rest (ms)": seconds * 1e3 - sum(phases.values()), "total (ms)": seconds * 1e3,
-            "peak (MiB)": peak.kib / 1024, "written (MiB)": written / 2**20}
+            "peak (MiB)": peak.most / 1024, "written (MiB)": written / 2**20}
 
 
 def column(arguments, more, target, folder, output):
     """The medians of some scans of a target."""
-    command = [arguments.rleaks, str(target.process.pid), "-v", f"--threads={arguments.threads}", *more]
+    command = [arguments.rleaks, target.pid, "-v", f"--threads={arguments.threads}", *more]
     runs = [scan(command + ([f"--json={output}"] if output else []), output) for _ in range(arguments.runs)]
     medians = {line: statistics.median(run[line] for run in runs) for line in runs[0]}
     peak = medians["peak (MiB)"] * 2**20
     return {**medians, "peak (bytes/leak)": peak / target.leaked,
-            "peak (% of heap)": peak / heap_bytes(target.process.pid) * 100}
+            "peak (% of heap)": peak / heap_bytes(target.pid) * 100}
 
 
 def main():
@@ -77,14 +60,13 @@ def main():
     parser.add_argument("--blocks", type=int, default=10_000_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rleaks", default=str(ROOT / "target/release/rleaks"))
+    parser.add_argument("--rleaks", default=str(RLEAKS))
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--plain", action="store_true", help="only without a malloc stack log")
     only.add_argument("--recorded", action="store_true", help="only with one")
     arguments, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/many_leaks"
-        subprocess.run(["cc", "-O2", "-o", program, ROOT / "benches/many_leaks.c"], check=True)
+        program = compile("many_leaks", folder)
         kinds = {"plain": [program], "recorded": [arguments.rleaks, "record", "--", program]}
         columns = {}
         for kind, command in kinds.items():
@@ -93,7 +75,7 @@ def main():
             target = Target(command, arguments.blocks)
             try:
                 print(f"{kind}: {target.leaked} leaks, {target.leaked_bytes / 2**20:.0f} MiB asked for, heap of "
-                      f"{heap_bytes(target.process.pid) / 2**20:.0f} MiB", flush=True)
+                      f"{heap_bytes(target.pid) / 2**20:.0f} MiB", flush=True)
                 for way in ["text", "json"]:
                     output = f"{folder}/leaks.json" if way == "json" else None
                     columns[f"{kind}, {way}"] = column(arguments, more, target, folder, output)

@@ -14,102 +14,37 @@ of the same moment.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from measured import RLEAKS, Peak, Target, compile, kilobytes
+
 HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-
-
-class Target:
-    """A running heap_target."""
-
-    def __init__(self, program, blocks, environment):
-        self.process = subprocess.Popen([program, "-n", str(blocks)], text=True, bufsize=1, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env={**os.environ, **environment})
-        while self.process.stdout.readline() != "ready\n":
-            assert self.process.poll() is None
-
-    def ask(self, command):
-        self.process.stdin.write(command + "\n")
-        word, number, *_ = self.process.stdout.readline().split()
-        assert word == command.split()[0], word
-        return float(number)
-
-    def resident(self):
-        return kilobytes(f"/proc/{self.process.pid}/status", "VmRSS:")
-
-    def end(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def kilobytes(file, key):
-    try:
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return 0
-
-
-def family(pid):
-    """A process and all that it has started."""
-    pids = [pid]
-    for one in pids:
-        for task in Path(f"/proc/{one}/task").glob("*/children"):
-            try:
-                pids.extend(int(child) for child in task.read_text().split())
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-    return pids
-
-
-class Sampler(threading.Thread):
-    """Looks at the memory while a scan runs."""
-
-    def __init__(self, pid):
-        super().__init__()
-        self.pid, self.stop = pid, threading.Event()
-        self.most, self.least = 0, kilobytes("/proc/meminfo", "MemAvailable:")
-        self.before = self.least
-
-    def run(self):
-        while not self.stop.wait(0.01):
-            own = sum(kilobytes(f"/proc/{pid}/status", "RssAnon:") for pid in family(self.pid))
-            self.most = max(self.most, own)
-            self.least = min(self.least, kilobytes("/proc/meminfo", "MemAvailable:"))
 
 
 def scan(target, rleaks, method):
     """One scan: a row of numbers."""
-    fork = target.ask("fork")
+    fork, = target.ask("fork")
     target.ask("gap")
     with tempfile.TemporaryFile("w+") as output:
-        command = [rleaks, str(target.process.pid), "--json", f"--snapshot={method}"]
+        command = [rleaks, target.pid, "--json", f"--snapshot={method}"]
         start = time.monotonic()
         process = subprocess.Popen(command, stdout=output)
-        sampler = Sampler(process.pid)
-        sampler.start()
+        peak = Peak(process.pid)
         status = process.wait()
         total = time.monotonic() - start
-        sampler.stop.set()
-        sampler.join()
-        gap = target.ask("gap") / 1e9
+        peak.end()
+        gap, = target.ask("gap")
         assert status in (0, 1), f"{command} exited with status {status}"
         output.seek(0)
         report = json.load(output)
     capture = report["capture"]
     assert capture["method"] == method, report["warnings"]
     resident = target.resident()
-    return (fork, capture["pause_seconds"], capture["longest_pause_seconds"], gap, total, sampler.most / resident,
-            (sampler.before - sampler.least) / resident, capture["pause_seconds"] / fork, report["summary"]["leaked_blocks"])
+    return (fork, capture["pause_seconds"], capture["longest_pause_seconds"], gap / 1e9, total, peak.most / resident,
+            peak.fall / resident, capture["pause_seconds"] / fork, report["summary"]["leaked_blocks"])
 
 
 def show(label, fork, pause, longest, gap, total, own, fall, ratio, leaks):
@@ -118,10 +53,10 @@ def show(label, fork, pause, longest, gap, total, own, fall, ratio, leaks):
 
 
 def measure(program, arguments, pages, environment):
-    target = Target(program, arguments.blocks, environment)
+    target = Target([program], arguments.blocks, environment)
     try:
         print(f"{pages}: {target.resident() / 1024:.0f} MiB resident, "
-              f"{kilobytes(f'/proc/{target.process.pid}/smaps_rollup', 'AnonHugePages:') / 1024:.0f} MiB in huge pages")
+              f"{kilobytes(f'/proc/{target.pid}/smaps_rollup', 'AnonHugePages:') / 1024:.0f} MiB in huge pages")
         print(f"{'method':>14} {'fork ms':>8} {'pause ms':>9} {'longest ms':>10} {'gap ms':>8} {'total ms':>8} "
               f"{'RssAnon %':>9} {'fall %':>8} {'p/fork':>8} {'leaks':>8}")
         for writes in map(int, arguments.writes.split(",")):
@@ -143,11 +78,10 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--methods", default="fork,copy")
     parser.add_argument("--writes", default="0", help="MiB that the target writes to in a second, one after the other")
-    parser.add_argument("--rleaks", default=ROOT / "target/release/rleaks")
+    parser.add_argument("--rleaks", default=RLEAKS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/heap_target"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", program, ROOT / "benches/heap_target.c", "-lm"], check=True)
+        program = compile("heap_target", folder)
         measure(program, arguments, "4 KiB pages", {})
         measure(program, arguments, "huge pages", HUGE)
 

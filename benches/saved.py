@@ -14,9 +14,8 @@ import os
 import subprocess
 import tempfile
 import time
-from pathlib import Path
 
-from first_light import ROOT, Target
+from measured import RLEAKS, Peak, Target, compile
 
 WAYS = {
     "plain": [],
@@ -27,32 +26,18 @@ WAYS = {
 }
 
 
-def anonymous(pid):
-    """The private memory without a file of a process and of its children, in bytes."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                total = int(line.split()[1]) * 1024
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return total + sum(anonymous(int(child)) for child in children)
-    except OSError:
-        return total
-
-
 def run(command):
     """Runs a command. Returns its output, its seconds, and its peak of private memory in bytes."""
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.DEVNULL)
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, anonymous(process.pid))
-            time.sleep(0.01)
+        peak = Peak(process.pid)
+        process.wait()
         seconds = time.monotonic() - start
+        peak.end()
         assert process.returncode in (0, 1), f"{command} exited with status {process.returncode}"
         output.seek(0)
-        return output.read(), seconds, peak
+        return output.read(), seconds, peak.most * 1024
 
 
 def show(label, size, disk, save, pause, scan, peak, leaks):
@@ -71,13 +56,11 @@ def main():
     parser = argparse.ArgumentParser(description="measure snapshots of a large heap")
     parser.add_argument("--blocks", type=int, default=7_500_000)
     parser.add_argument("--folder", help="where the files are written")
-    parser.add_argument("--rleaks", default=ROOT / "target/release/rleaks")
+    parser.add_argument("--rleaks", default=RLEAKS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        program = f"{folder}/heap_target"
-        subprocess.run(["cc", "-O2", "-pthread", "-o", program, ROOT / "benches/heap_target.c", "-lm"], check=True)
-        target = Target(program, arguments.blocks)
-        pid = str(target.process.pid)
+        target = Target([compile("heap_target", folder)], arguments.blocks)
+        pid = target.pid
         try:
             print(f"heap: {target.blocks} blocks, {target.bytes / 2**20:.0f} MiB; processors: {os.cpu_count()}")
             print(f"{'':>24} {'size MiB':>9} {'disk MiB':>9} {'save s':>8} {'pause ms':>9} {'scan s':>8} "

@@ -30,14 +30,14 @@ fn print(diff: &Diff, args: &DiffArgs) -> anyhow::Result<()> {
             .and_then(|()| out.flush())
             .with_context(|| format!("cannot write {}", path.display()));
     }
-    let mut out = BufWriter::new(anstream::stdout().lock());
     let written: io::Result<()> = match args.json {
-        Some(_) => json::write_value(diff, &mut out),
-        None => text::write_diff(diff, &options(args), &mut out),
+        Some(_) => json::write_value(diff, &mut io::stdout().lock()),
+        None => {
+            let mut out = BufWriter::new(anstream::stdout().lock());
+            text::write_diff(diff, &options(args), &mut out).and_then(|()| out.flush())
+        }
     };
-    written
-        .and_then(|()| out.flush())
-        .context("cannot write the differences")
+    written.context("cannot write the differences")
 }
 
 fn options(args: &DiffArgs) -> text::TextOptions {

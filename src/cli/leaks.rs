@@ -358,14 +358,14 @@ pub(super) fn print(report: &Report, args: &LeaksArgs, several: bool) -> anyhow:
             .and_then(|()| out.flush())
             .with_context(|| format!("cannot write {}", path.display()));
     }
-    let mut out = BufWriter::new(anstream::stdout().lock());
     let written = match args.output.json {
-        Some(_) => write_json(report, several, &mut out),
-        None => text::write(report, &options(&args.output), &mut out),
+        Some(_) => write_json(report, several, &mut io::stdout().lock()),
+        None => {
+            let mut out = BufWriter::new(anstream::stdout().lock());
+            text::write(report, &options(&args.output), &mut out).and_then(|()| out.flush())
+        }
     };
-    written
-        .and_then(|()| out.flush())
-        .context("cannot write the report")
+    written.context("cannot write the report")
 }
 
 /// Writes one of several reports as a line, and a single one for people to read.
