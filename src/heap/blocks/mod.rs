@@ -163,7 +163,8 @@ impl Blocks {
     pub fn within(&self, range: AddrRange) -> impl Iterator<Item = Block> + '_ {
         let first = self.ending_after(range.start);
         let blocks = self.range(first..self.len());
-        blocks.take_while(move |block| block.start < range.end)
+        // An empty range can lie inside a block, and has no address of it.
+        blocks.take_while(move |block| block.start < range.end && !range.is_empty())
     }
 
     /// The number of blocks that start below `addr`: that of the first one which does not.

@@ -231,6 +231,14 @@ fn crowds() -> impl Strategy<Value = Vec<Block>> {
     })
 }
 
+#[test]
+fn an_empty_range_inside_a_block_has_no_address_of_it() {
+    let blocks: Blocks = [block(0x1000, 64)].into_iter().collect();
+    let range = |start, end| AddrRange::new(Addr(start), Addr(end));
+    assert_eq!(blocks.within(range(0x1010, 0x1010)).count(), 0);
+    assert_eq!(blocks.within(range(0x1010, 0x1011)).count(), 1);
+}
+
 proptest! {
     #[test]
     fn find_is_the_naive_search(list in heaps(), values in prop::collection::vec(any::<u64>(), 20)) {

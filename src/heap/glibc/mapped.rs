@@ -4,7 +4,7 @@
 //! checked against malloc's counters. A mapping is not always one chunk: the kernel joins
 //! neighbours.
 
-use rustc_hash::FxHashMap;
+use rayon::prelude::*;
 
 use super::layout::{ChunkLayout, FLAGS, IS_MMAPPED, PAGE};
 use super::params::Params;
@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::search::places;
 use crate::addr::{Addr, AddrRange, RangeSet};
 use crate::heap::Block;
-use crate::memory::{Memory, Width};
+use crate::memory::{Memory, Width, Window};
 use crate::snapshot::{Region, Snapshot, Thread};
 
 /// A chunk with a mapping of its own.
@@ -74,28 +74,28 @@ impl Layout {
         }
     }
 
-    fn pointer(self, memory: &dyn Memory, addr: Addr) -> Option<u64> {
-        memory.pointer(addr, self.chunks.width)
+    fn pointer(self, window: &mut Window<'_>, addr: Addr) -> Option<u64> {
+        window.pointer(addr, self.chunks.width)
     }
 
     /// The chunk whose header is `offset` bytes into a mapping that starts at `base` and ends at
     /// or before `limit`, if there is one.
     fn chunk(
         self,
-        memory: &dyn Memory,
+        window: &mut Window<'_>,
         base: Addr,
         offset: u64,
         limit: Addr,
     ) -> Option<MappedChunk> {
         let header = base.checked_add(offset)?;
-        let size = self.pointer(memory, header.checked_add(self.chunks.word())?)?;
+        let size = self.pointer(window, header.checked_add(self.chunks.word())?)?;
         if size & FLAGS != IS_MMAPPED {
             return None;
         }
         let size = size & !FLAGS;
         let length = offset.checked_add(size)?.checked_add(self.behind)?;
         let end = base.checked_add(length)?;
-        let is_chunk = self.pointer(memory, header)? & !self.offset_flags == offset
+        let is_chunk = self.pointer(window, header)? & !self.offset_flags == offset
             && length.is_multiple_of(PAGE)
             && size >= PAGE / 4
             && end <= limit;
@@ -108,57 +108,46 @@ impl Layout {
         })
     }
 
-    /// The chunk of the mapping that starts at `base`. An aligned allocation moves the header and
-    /// leaves the old one, perfectly valid, in front: the moved one counts.
-    fn chunk_at(
-        self,
-        memory: &dyn Memory,
-        base: Addr,
-        limit: Addr,
-        moved: &Moved,
-    ) -> Option<MappedChunk> {
-        self.moved_within_page(memory, base, limit)
-            .or_else(|| moved.get(&base).copied())
-            .or_else(|| self.chunk(memory, base, self.chunks.lead(), limit))
-    }
-
     /// A user address below `base` + a page is a power of two from `base`.
     fn moved_within_page(
         self,
-        memory: &dyn Memory,
+        window: &mut Window<'_>,
         base: Addr,
         limit: Addr,
     ) -> Option<MappedChunk> {
         (self.least_shift..=12)
             .map(|exponent| (1_u64 << exponent).saturating_sub(self.chunks.header()))
-            .find_map(|offset| self.chunk(memory, base, offset, limit))
+            .find_map(|offset| self.chunk(window, base, offset, limit))
     }
 
-    /// The moved header that lies in front of `page`, if there is one, with the start of its
-    /// mapping. `free` is what no arena owns.
-    fn moved_before(
+    /// The chunk whose header is the last of `page`, and was moved there from an earlier page. `aside` is for
+    /// what lies at the start of its mapping, `free` is what no arena owns.
+    ///
+    /// A moved header says how far it is from there, so that each page is looked at once. Looking for
+    /// it from the start would take forever where each page looks like the start of a huge mapping.
+    fn moved_by_pages(
         self,
-        memory: &dyn Memory,
+        (window, aside): (&mut Window<'_>, &mut Window<'_>),
         page: Addr,
         free: &RangeSet,
-    ) -> Option<(Addr, MappedChunk)> {
-        let header = page.0.checked_sub(self.chunks.header()).map(Addr)?;
-        let offset = self.pointer(memory, header)? & !self.offset_flags;
+    ) -> Option<MappedChunk> {
+        let header = page.checked_add(PAGE.checked_sub(self.chunks.header())?)?;
+        let offset = self.pointer(window, header)? & !self.offset_flags;
         // Less than a page is looked for from the start of the mapping.
         let base = Addr(header.0.checked_sub(offset).filter(|_| offset >= PAGE)?);
         let mapping = free.containing(header).filter(|free| free.contains(base))?;
-        let chunk = self.chunk(memory, base, offset, mapping.end)?;
-        let covers = offset < self.old_size(memory, base)?;
-        covers.then_some((base, chunk))
+        let chunk = self.chunk(window, base, offset, mapping.end)?;
+        let covers = offset < self.old_size(aside, base)?;
+        covers.then_some(chunk)
     }
 
     /// The size in the header that a moved one has left at `base`. It may be more than there is
     /// now: `realloc` may have shrunk the mapping.
-    fn old_size(self, memory: &dyn Memory, base: Addr) -> Option<u64> {
+    fn old_size(self, window: &mut Window<'_>, base: Addr) -> Option<u64> {
         let lead = self.chunks.lead();
         let header = base.checked_add(lead)?;
-        let size = self.pointer(memory, header.checked_add(self.chunks.word())?)?;
-        let is_old_header = self.pointer(memory, header)? & !self.offset_flags == lead
+        let size = self.pointer(window, header.checked_add(self.chunks.word())?)?;
+        let is_old_header = self.pointer(window, header)? & !self.offset_flags == lead
             && size & FLAGS == IS_MMAPPED
             && (size & !FLAGS)
                 .checked_add(self.behind)?
@@ -168,27 +157,95 @@ impl Layout {
     }
 }
 
-/// Chunks whose headers were moved by pages, by the starts of their mappings.
-///
-/// A moved header says how far it is from there, so that each page is looked at once. Looking for
-/// it from the start would take forever where each page looks like the start of a huge mapping.
-type Moved = FxHashMap<Addr, MappedChunk>;
+/// What looks like a chunk. Several may start at the same page: an aligned allocation moves the header and
+/// leaves the old one, perfectly valid, in front.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    chunk: MappedChunk,
+    header: Header,
+}
 
-fn moved_by_pages(
+/// Where the header of a candidate lies: what comes first counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Header {
+    MovedWithinPage,
+    MovedByPages,
+    AtStart,
+}
+
+/// What is looked through at once.
+const PIECE: u64 = 4 << 20;
+
+/// Looks for chunks in `parts`, in parallel. `free` is what no arena owns.
+fn candidates(
     memory: &dyn Memory,
     layout: Layout,
     free: &RangeSet,
     parts: &[AddrRange],
-) -> Moved {
-    let mut moved = Moved::default();
-    let pages = parts
-        .iter()
-        .flat_map(|part| places(*part, part.start, PAGE));
-    let behind = pages.filter_map(|page| page.checked_add(PAGE));
-    for (base, chunk) in behind.filter_map(|page| layout.moved_before(memory, page, free)) {
-        moved.entry(base).or_insert(chunk);
+) -> Vec<Candidate> {
+    let pieces: Vec<AddrRange> = parts.iter().flat_map(|part| pieces(*part)).collect();
+    let windows = || (Window::new(memory), Window::small(memory));
+    let found = pieces.into_par_iter().map_init(windows, |windows, piece| {
+        candidates_in(layout, free, piece, windows)
+    });
+    found.flatten_iter().collect()
+}
+
+fn pieces(part: AddrRange) -> impl Iterator<Item = AddrRange> {
+    let starts = std::iter::successors(Some(part.start), |start| start.checked_add(PIECE));
+    let starts = starts.take_while(move |start| *start < part.end);
+    starts.map(move |start| AddrRange::new(start, start.saturating_add(PIECE).min(part.end)))
+}
+
+fn candidates_in(
+    layout: Layout,
+    free: &RangeSet,
+    piece: AddrRange,
+    (window, aside): &mut (Window<'_>, Window<'_>),
+) -> Vec<Candidate> {
+    let free_part = free.containing(piece.start);
+    let limit = free_part.map_or(piece.end, |free| free.end);
+    let mut found = Vec::new();
+    for page in places(piece, piece.start, PAGE) {
+        // The first word that is looked at: a window begins with it.
+        layout.pointer(window, page);
+        let candidates = [
+            (
+                Header::MovedWithinPage,
+                layout.moved_within_page(window, page, limit),
+            ),
+            (
+                Header::MovedByPages,
+                layout.moved_by_pages((window, aside), page, free),
+            ),
+            (
+                Header::AtStart,
+                layout.chunk(window, page, layout.chunks.lead(), limit),
+            ),
+        ];
+        let candidates = candidates.into_iter();
+        found.extend(candidates.filter_map(|(header, chunk)| {
+            let chunk = chunk?;
+            Some(Candidate { chunk, header })
+        }));
     }
-    moved
+    found
+}
+
+/// Chooses the chunks that there are: from the first on, the next is the first that begins behind it.
+fn choose(mut candidates: Vec<Candidate>, parts: &[AddrRange]) -> Vec<MappedChunk> {
+    let parts: RangeSet = parts.iter().copied().collect();
+    candidates.sort_by_key(|candidate| (candidate.chunk.mapping.start, candidate.header));
+    let mut end = Addr(0);
+    let mut chunks = Vec::new();
+    for Candidate { chunk, .. } in candidates {
+        let start = chunk.mapping.start;
+        if start >= end && start.is_aligned(PAGE) && parts.contains(start) {
+            end = chunk.mapping.end;
+            chunks.push(chunk);
+        }
+    }
+    chunks
 }
 
 /// Finds the chunks with mappings of their own. `taken` is memory that arenas own; `params` are
@@ -257,22 +314,7 @@ fn in_regions<'a>(
         .flat_map(|region| taken.gaps(region.range))
         .flat_map(|gap| memory.resident(gap))
         .collect();
-    let moved = moved_by_pages(memory, layout, &free, &parts);
-    let mut chunks: Vec<MappedChunk> = Vec::new();
-    let mut end = Addr(0);
-    for part in parts {
-        let limit = free
-            .containing(part.start)
-            .map_or(part.end, |free| free.end);
-        let next_chunk = |from| {
-            places(part, from, PAGE).find_map(|page| layout.chunk_at(memory, page, limit, &moved))
-        };
-        while let Some(chunk) = next_chunk(end) {
-            end = chunk.mapping.end;
-            chunks.push(chunk);
-        }
-    }
-    chunks
+    choose(candidates(memory, layout, &free, &parts), &parts)
 }
 
 /// Drops what only looks like a chunk. Real chunks are as large as the threshold, unless `realloc`
@@ -391,11 +433,15 @@ mod tests {
     const BASE: u64 = 0x7f00_0000_0000;
     const LIMIT: Addr = Addr(BASE + 0x20000);
 
-    /// The chunk at `BASE`.
+    /// The only chunk, which is at `BASE`.
     fn chunk_at_base(layout: Layout, memory: &FakeMemory) -> Option<MappedChunk> {
         let all = AddrRange::new(Addr(BASE), LIMIT);
-        let moved = moved_by_pages(memory, layout, &[all].into_iter().collect(), &[all]);
-        layout.chunk_at(memory, Addr(BASE), LIMIT, &moved)
+        let free = [all].into_iter().collect();
+        let chunks = choose(candidates(memory, layout, &free, &[all]), &[all]);
+        assert!(chunks.len() <= 1, "{chunks:?}");
+        chunks.first().copied().inspect(|chunk| {
+            assert_eq!(chunk.mapping.start, Addr(BASE));
+        })
     }
 
     fn with_headers(headers: &[(u64, u64, u64)]) -> FakeMemory {
