@@ -117,6 +117,8 @@ pub struct Window<'a> {
     start: Addr,
     bytes: Vec<u8>,
     filled: usize,
+    /// What a window begins at a multiple of.
+    alignment: u64,
 }
 
 impl<'a> Window<'a> {
@@ -124,25 +126,35 @@ impl<'a> Window<'a> {
     const SIZE: usize = 64 * 1024;
     /// How far one does that is used for words which may lie far apart.
     const SMALL_SIZE: usize = 4096;
+    /// How much one has that is used for words in any order.
+    const AROUND: usize = 1024;
 
     /// A window on `memory` that has not read anything yet.
     #[must_use]
     pub fn new(memory: &'a dyn Memory) -> Self {
-        Self::with_size(memory, Self::SIZE)
+        Self::with_size(memory, Self::SIZE, 1)
     }
 
     /// A window that reads little at a time: for words that may lie far apart.
     #[must_use]
     pub fn small(memory: &'a dyn Memory) -> Self {
-        Self::with_size(memory, Self::SMALL_SIZE)
+        Self::with_size(memory, Self::SMALL_SIZE, 1)
     }
 
-    fn with_size(memory: &'a dyn Memory, size: usize) -> Self {
+    /// A window for words in any order, many of which are close to the one before: it has what lies around a
+    /// word.
+    #[must_use]
+    pub fn around(memory: &'a dyn Memory) -> Self {
+        Self::with_size(memory, Self::AROUND, Self::AROUND as u64)
+    }
+
+    fn with_size(memory: &'a dyn Memory, size: usize, alignment: u64) -> Self {
         Self {
             memory,
             start: Addr(0),
             bytes: vec![0; size],
             filled: 0,
+            alignment,
         }
     }
 
@@ -163,9 +175,14 @@ impl<'a> Window<'a> {
 
     #[cold]
     fn refill(&mut self, addr: Addr, width: Width) -> Option<u64> {
-        self.start = addr;
-        self.filled = self.memory.read(addr, &mut self.bytes);
-        self.buffered(addr, width)
+        // A word that is cut in two by the end of a window, or has something unreadable before it, begins one.
+        [addr.align_down(self.alignment), addr]
+            .into_iter()
+            .find_map(|start| {
+                self.start = start;
+                self.filled = self.memory.read(start, &mut self.bytes);
+                self.buffered(addr, width)
+            })
     }
 }
 

@@ -4,9 +4,10 @@
 //! cache. From 2.32 on their links are mangled (`PROTECT_PTR`): the address of the link, shifted
 //! right by 12, is combined with it by exclusive or. The heads are not.
 
-use std::cell::Cell;
 use std::cmp::Reverse;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use rayon::prelude::*;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::arena::Arena;
@@ -15,7 +16,7 @@ use super::params::Params;
 use super::problem::Problem;
 use crate::addr::{Addr, AddrRange};
 use crate::heap::{Block, Blocks};
-use crate::memory::{Memory, Width};
+use crate::memory::{Memory, Width, Window};
 use crate::snapshot::{Machine, Snapshot, Thread};
 
 /// How far from a thread pointer its `tcache` variable may lie: the static TLS of the C library
@@ -49,7 +50,53 @@ pub(super) struct Lists<'a> {
     mangled: bool,
     /// How many links may still be followed: lists that are none can share chunks, and then each
     /// of them would lead through all of these anew.
-    links_left: Cell<u64>,
+    links_left: AtomicU64,
+}
+
+/// Follows links for one thread.
+struct Links<'a> {
+    lists: &'a Lists<'a>,
+    window: Window<'a>,
+    /// How many it may follow before it takes more of those that are left.
+    left: u64,
+}
+
+impl<'a> Links<'a> {
+    /// How many are taken at once.
+    const TAKEN: u64 = 1 << 10;
+
+    fn of(lists: &'a Lists<'a>) -> Self {
+        Self {
+            lists,
+            window: Window::around(lists.memory),
+            left: 0,
+        }
+    }
+
+    fn link(&mut self, addr: u64) -> Option<u64> {
+        if self.left == 0 {
+            let left = &self.lists.links_left;
+            let take = |left: u64| left.checked_sub(Self::TAKEN);
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                .ok()?;
+            self.left = Self::TAKEN;
+        }
+        self.left = self.left.saturating_sub(1);
+        let link = self.window.pointer(Addr(addr), self.lists.chunks.width)?;
+        Some(if self.lists.mangled {
+            link ^ (addr >> 12)
+        } else {
+            link
+        })
+    }
+}
+
+impl Drop for Links<'_> {
+    fn drop(&mut self) {
+        self.lists
+            .links_left
+            .fetch_add(self.left, Ordering::Relaxed);
+    }
 }
 
 /// One thread cache: where it is, and the blocks on its lists.
@@ -62,16 +109,6 @@ struct Tcache {
 }
 
 impl Lists<'_> {
-    fn link(&self, addr: u64) -> Option<u64> {
-        self.links_left.set(self.links_left.get().checked_sub(1)?);
-        let link = self.pointer(Addr(addr))?;
-        Some(if self.mangled {
-            link ^ (addr >> 12)
-        } else {
-            link
-        })
-    }
-
     fn pointer(&self, addr: Addr) -> Option<u64> {
         self.memory.pointer(addr, self.chunks.width)
     }
@@ -114,13 +151,14 @@ impl Lists<'_> {
     /// `fits`. `None` where it leads to anything else, or in a circle.
     fn follow(&self, head: u64, longest: u64, fits: impl Fn(u64) -> bool) -> Option<Vec<u64>> {
         let mut list = Vec::new();
+        let mut links = Links::of(self);
         let mut next = head;
         while next != 0 {
             if list.len() as u64 >= longest || !fits(self.chunk_size(self.block(next)?)) {
                 return None;
             }
             list.push(next);
-            next = self.link(next)?;
+            next = links.link(next)?;
         }
         Some(list)
     }
@@ -172,19 +210,22 @@ impl Lists<'_> {
         let Some((offset, bins)) = arena.layout.fastbins else {
             return Some(Vec::new());
         };
-        let mut free = Vec::new();
         let first = arena.addr.checked_add(offset)?;
-        let heads = (first.0..).step_by(self.chunks.width.size()).map(Addr);
-        let sizes = (0..bins).map(|bin| self.chunks.fastbin_size(bin));
-        for (head, size) in heads.zip(sizes) {
-            free.extend(self.fastbin(self.pointer(head)?, size)?);
-        }
-        Some(free)
+        let lists: Option<Vec<Vec<u64>>> = (0..bins)
+            .into_par_iter()
+            .map(|bin| {
+                let offset = bin.checked_mul(self.chunks.width.bytes())?;
+                let head = self.pointer(first.checked_add(offset)?)?;
+                self.fastbin(head, self.chunks.fastbin_size(bin))
+            })
+            .collect();
+        Some(lists?.concat())
     }
 
     /// Fastbins link chunks, not blocks: the link is at the start of the block.
     fn fastbin(&self, head: u64, size: u64) -> Option<Vec<u64>> {
         let mut list = Vec::new();
+        let mut links = Links::of(self);
         let mut chunk = head;
         while chunk != 0 {
             let start = chunk.checked_add(self.chunks.header())?;
@@ -192,7 +233,7 @@ impl Lists<'_> {
                 return None;
             }
             list.push(start);
-            chunk = self.link(start)?;
+            chunk = links.link(start)?;
         }
         Some(list)
     }
@@ -215,7 +256,7 @@ pub(super) fn find(
             blocks,
             tcache_count: params.iter().map(|p| p.tcache_count).max().unwrap_or(0),
             mangled,
-            links_left: Cell::new(
+            links_left: AtomicU64::new(
                 LINKS_PER_BLOCK
                     .saturating_mul(blocks.len() as u64)
                     .saturating_add(MIN_LINKS),
@@ -256,8 +297,12 @@ fn first_blocks(arenas: &[Arena], params: &[Params], chunks: ChunkLayout) -> FxH
 }
 
 fn add_fastbins(lists: &Lists<'_>, arenas: &[Arena], cached: &mut Cached) {
-    for arena in arenas {
-        match lists.fastbins(arena) {
+    let found: Vec<_> = arenas
+        .par_iter()
+        .map(|arena| lists.fastbins(arena))
+        .collect();
+    for (arena, found) in arenas.iter().zip(found) {
+        match found {
             Some(free) => cached.free.extend(free),
             None => cached.problems.push(Problem::CacheList(arena.addr)),
         }
@@ -270,14 +315,15 @@ fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Ca
     let Some((distance, layout)) = tcache_variable(lists, threads) else {
         return;
     };
-    for thread in threads {
+    let caches = threads.par_iter().filter_map(|thread| {
         let variable = lists.thread_variable(thread, distance);
         let start = lists.pointer(variable).unwrap_or(0);
-        let Some(block) = lists.block(start) else {
-            // A thread that has not allocated yet, or is about to end.
-            continue;
-        };
-        match lists.tcache(block.start, layout) {
+        // A thread that has not allocated yet, or is about to end, has none.
+        let block = lists.block(start)?;
+        Some((block, lists.tcache(block.start, layout)))
+    });
+    for (block, tcache) in caches.collect::<Vec<_>>() {
+        match tcache {
             Some(tcache) => add(cached, block, tcache),
             None => cached.problems.push(Problem::CacheList(block.start)),
         }
@@ -288,15 +334,15 @@ fn add_tcaches_of_threads(lists: &Lists<'_>, threads: &[Thread], cached: &mut Ca
 /// points to: what fits most threads, then what holds most blocks.
 fn tcache_variable(lists: &Lists<'_>, threads: &[Thread]) -> Option<(u64, TcacheLayout)> {
     let mut votes: FxHashMap<(u64, TcacheLayout), (u64, u64)> = FxHashMap::default();
-    for thread in threads
-        .iter()
+    let candidates: Vec<_> = threads
+        .par_iter()
         .filter(|thread| thread.thread_pointer != Addr(0))
-    {
-        for (distance, layout, cached) in tcache_candidates(lists, thread) {
-            let (threads, blocks) = votes.entry((distance, layout)).or_default();
-            *threads = threads.saturating_add(1);
-            *blocks = blocks.saturating_add(cached);
-        }
+        .flat_map_iter(|thread| tcache_candidates(lists, thread))
+        .collect();
+    for (distance, layout, cached) in candidates {
+        let (threads, blocks) = votes.entry((distance, layout)).or_default();
+        *threads = threads.saturating_add(1);
+        *blocks = blocks.saturating_add(cached);
     }
     // All other things being equal, the nearest one, so that the answer is always the same.
     let best = votes
@@ -370,14 +416,16 @@ fn add_orphans(lists: &Lists<'_>, firsts: &FxHashSet<u64>, cached: &mut Cached) 
         let (smallest, largest) = layout.chunks().into_inner();
         let word = lists.chunks.word();
         let sizes = smallest.saturating_sub(word)..=largest.saturating_sub(word);
-        for block in lists.blocks.of_size(&sizes) {
-            if !cached.caches.contains(&block.start.0)
-                && let Some(tcache) = lists.tcache(block.start, layout)
-                && tcache.miscounts == 0
-                && (!tcache.free.is_empty() || tcache.is_fresh || firsts.contains(&block.start.0))
-            {
-                add(cached, block, tcache);
-            }
+        let blocks: Vec<Block> = lists.blocks.of_size(&sizes).collect();
+        let orphans = blocks.into_par_iter().filter_map(|block| {
+            let is_known = cached.caches.contains(&block.start.0);
+            let tcache = (!is_known).then(|| lists.tcache(block.start, layout))??;
+            let is_one = tcache.miscounts == 0
+                && (!tcache.free.is_empty() || tcache.is_fresh || firsts.contains(&block.start.0));
+            is_one.then_some((block, tcache))
+        });
+        for (block, tcache) in orphans.collect::<Vec<_>>() {
+            add(cached, block, tcache);
         }
     }
 }
