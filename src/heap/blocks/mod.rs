@@ -17,6 +17,7 @@ mod tests;
 
 use std::cmp::Reverse;
 use std::iter;
+use std::mem;
 use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
@@ -483,20 +484,22 @@ impl Blocks {
                 run.refine(granule);
             }
         }
-        let sizes: Vec<&Sizes> = runs.iter().map(|run| &run.sizes).collect();
-        let mut blocks = Self {
-            granule,
-            sizes: Sizes::joined(&sizes),
-            ..Self::default()
-        };
         let (Some(first), Some(end)) = (
             runs.first().and_then(Run::start),
             runs.last().and_then(Run::end),
         ) else {
-            return blocks;
+            return Self::default();
         };
-        blocks.hull = AddrRange::new(first, end);
+        // What is joined is gone before the next is: nothing is there twice.
+        let sizes = runs.iter_mut().map(|run| mem::take(&mut run.sizes));
+        let mut blocks = Self {
+            granule,
+            sizes: Sizes::joined(sizes.collect()),
+            hull: AddrRange::new(first, end),
+            ..Self::default()
+        };
         blocks.add_leaves(&runs);
+        drop(runs);
         blocks.number();
         blocks
     }

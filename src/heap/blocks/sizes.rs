@@ -112,9 +112,9 @@ impl Sizes {
     }
 
     /// All sizes of `parts`, one after the other.
-    pub(super) fn joined(parts: &[&Self]) -> Self {
+    pub(super) fn joined(parts: Vec<Self>) -> Self {
         let mut all = Self {
-            small: vec![0; parts.iter().map(|part| part.len()).sum()],
+            small: vec![0; parts.iter().map(Self::len).sum()],
             large: Vec::new(),
         };
         let mut copies = Vec::new();
@@ -126,10 +126,10 @@ impl Sizes {
             let (own, others) = rest.split_at_mut(part.len());
             rest = others;
             before += part.len();
-            copies.push((own, &part.small));
+            copies.push((own, part.small));
         }
         let copies = copies.into_par_iter();
-        copies.for_each(|(own, small)| own.copy_from_slice(small));
+        copies.for_each(|(own, small)| own.copy_from_slice(&small));
         all
     }
 

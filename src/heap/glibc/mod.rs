@@ -284,10 +284,7 @@ fn joined_blocks(
     mapped: &[MappedChunk],
     problems: &mut Vec<Problem>,
 ) -> Blocks {
-    let mapped = mapped.iter().map(|chunk| chunk.block);
-    let mut runs: Vec<Run> = mapped
-        .map(|block| std::iter::once(block).collect())
-        .collect();
+    let mut runs: Vec<Run> = Vec::new();
     for memory in memories {
         problems.extend(memory.problems);
         for walk in memory.walks {
@@ -295,6 +292,7 @@ fn joined_blocks(
             runs.extend(walk.blocks.0);
         }
     }
+    runs.extend(mapped_runs(mapped, &runs));
     runs.retain(|run| run.end().is_some());
     runs.sort_unstable_by_key(Run::start);
     if runs.is_sorted_by(|run, next| run.end() <= next.start()) {
@@ -303,6 +301,17 @@ fn joined_blocks(
     let (blocks, first) = without_overlaps(&runs);
     problems.extend(first.map(Problem::Overlap));
     blocks
+}
+
+/// The blocks of `mapped`, which are in ascending order, in as few runs as can be put between `others`: a run takes
+/// some kibibytes, and there may be tens of thousands of such blocks.
+fn mapped_runs(mapped: &[MappedChunk], others: &[Run]) -> Vec<Run> {
+    let mut starts: Vec<Addr> = others.iter().filter_map(Run::start).collect();
+    starts.sort_unstable();
+    let between = |chunk: &MappedChunk| starts.partition_point(|start| *start < chunk.block.start);
+    let same = mapped.chunk_by(|chunk, next| between(chunk) == between(next));
+    same.map(|chunks| chunks.iter().map(|chunk| chunk.block).collect())
+        .collect()
 }
 
 /// Drops each block that starts inside the one before: two arenas claim the same memory. Says which

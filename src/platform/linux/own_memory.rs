@@ -32,11 +32,11 @@ fn anonymous_memory_of(process: u32) -> Option<u64> {
 pub fn keep_little_memory() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // The size from which on a block comes from the kernel and goes back to it: larger than the buffers that
-        // are needed again and again. What may be free at the end of a heap.
+        // The size from which on a block comes from the kernel and goes back to it: larger than the smallest buffers
+        // that are needed again and again. What may be free at the end of a heap.
         #[cfg(target_env = "gnu")]
         for (setting, bytes) in [
-            (nix::libc::M_MMAP_THRESHOLD, 512 << 10),
+            (nix::libc::M_MMAP_THRESHOLD, 128 << 10),
             (nix::libc::M_TRIM_THRESHOLD, 1 << 20),
         ] {
             // SAFETY: it takes no pointers, and may be called at any time: malloc locks its own state.
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn anonymous_memory_is_what_was_written() {
         let before = anonymous_memory().expect("the kernel says it");
-        let written = vec![1_u8; 64 << 20];
+        let written = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = anonymous_memory().expect("the kernel says it");
         assert!(after >= before.saturating_add(32 << 20), "{before} {after}");
         drop(written);
