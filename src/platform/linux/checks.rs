@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::copy::{CopiedMemory, CopyBuffer};
 use super::obstacle_facts;
@@ -70,7 +70,7 @@ pub fn copy_speed() -> io::Result<Option<u64>> {
     // Plain memory, as a target's heap is: that of a copy asks for huge pages.
     let bytes = vec![1_u8; usize::try_from(MEASURED).map_err(io::Error::other)?];
     let source = AddrRange::with_size(Addr(bytes.as_ptr() as u64), MEASURED);
-    let buffer = CopyBuffer::faulted_in(MEASURED)?;
+    let mut buffer = CopyBuffer::faulted_in(MEASURED)?;
     let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
     let memory = ProcessMemory::new(pid, File::open("/proc/self/mem")?);
     let mut word = [0; 8];
@@ -82,10 +82,19 @@ pub fn copy_speed() -> io::Result<Option<u64>> {
         readable: [source].into_iter().collect(),
         resident: vec![source],
     };
-    let start = Instant::now();
-    let copy = CopiedMemory::copy(extent, &memory, buffer, || false);
-    let nanoseconds = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    drop((copy, bytes));
+    // One of them may be disturbed.
+    let mut times = [Duration::MAX; 3];
+    for time in &mut times {
+        let start = Instant::now();
+        let Some((copy, _)) = CopiedMemory::copy(extent.clone(), &memory, buffer, || false) else {
+            return Ok(None);
+        };
+        *time = start.elapsed();
+        buffer = copy.into_buffer();
+    }
+    drop(bytes);
+    times.sort_unstable();
+    let nanoseconds = u64::try_from(times[1].as_nanos()).unwrap_or(u64::MAX);
     Ok(Some(
         MEASURED.saturating_mul(1_000_000_000) / nanoseconds.max(1),
     ))

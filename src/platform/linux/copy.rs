@@ -97,6 +97,11 @@ impl CopiedMemory {
 }
 
 impl CopiedMemory {
+    /// The buffer, for another copy.
+    pub(super) fn into_buffer(self) -> CopyBuffer {
+        self.buffer
+    }
+
     /// What was copied.
     pub(super) fn extent(&self) -> &Extent {
         &self.extent
