@@ -346,7 +346,6 @@ impl Blocks {
     }
 
     /// The block before the one with the number `rank`: its start is far away.
-    #[cold]
     #[inline(never)]
     fn far(&self, rank: u32) -> Candidate {
         let Some(block) = rank.checked_sub(1) else {
@@ -354,7 +353,11 @@ impl Blocks {
             let start = u64::MAX;
             return Candidate { block: 0, start };
         };
-        let start = self.get(block as usize).map_or(u64::MAX, |b| b.start.0);
+        let start = match self.sizes.large(block as usize) {
+            Some(large) => large.start,
+            // It is in front of a gap.
+            None => self.get(block as usize).map_or(u64::MAX, |b| b.start.0),
+        };
         Candidate { block, start }
     }
 

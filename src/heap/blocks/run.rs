@@ -54,7 +54,7 @@ impl Run {
         if let Some(starts) = self.starts.last_mut() {
             starts[place.entry] |= 1 << place.bit;
         }
-        self.sizes.push(block.size);
+        self.sizes.push(block.start.0, block.size);
         self.first = self.first.min(block.start);
         self.end = block.range().end;
     }

@@ -12,13 +12,29 @@ const GROUP: usize = 1024;
 /// Stands for a size in the other list: all that are not smaller.
 const LARGE: u16 = u16::MAX;
 
+/// Sizes for which it is remembered together where they are among the large ones.
+const HINTED: usize = 64;
+
 /// Sizes in bytes, by number.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sizes {
     small: Vec<u16>,
-    /// The sizes that [`LARGE`] stands for, with their numbers, in ascending order: at most one for
+    /// The sizes that [`LARGE`] stands for, in ascending order of their numbers: at most one for
     /// 64 KiB of blocks.
-    large: Vec<(usize, u64)>,
+    large: Vec<Large>,
+    /// For each [`HINTED`] numbers, how many of the large ones come before them. Only where no size is added any
+    /// more.
+    hints: Vec<u32>,
+}
+
+/// A block that is not small.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Large {
+    number: usize,
+    size: u64,
+    /// The address of the block: references to large blocks often lead far into them, where nothing else says where
+    /// they start.
+    pub(super) start: u64,
 }
 
 impl Sizes {
@@ -30,11 +46,17 @@ impl Sizes {
         self.small.is_empty()
     }
 
+    /// Adds the size of the block at `start`.
     #[inline]
-    pub(super) fn push(&mut self, size: u64) {
+    pub(super) fn push(&mut self, start: u64, size: u64) {
         let small = u16::try_from(size).unwrap_or(LARGE);
         if small == LARGE {
-            self.large.push((self.small.len(), size));
+            let number = self.small.len();
+            self.large.push(Large {
+                number,
+                size,
+                start,
+            });
         }
         self.small.push(small);
     }
@@ -42,7 +64,7 @@ impl Sizes {
     #[inline(always)]
     pub(super) fn get(&self, number: usize) -> u64 {
         match self.small[number] {
-            LARGE => self.large(number),
+            LARGE => self.large(number).map_or(0, |large| large.size),
             size => size.into(),
         }
     }
@@ -53,11 +75,32 @@ impl Sizes {
         self.small.get(number)
     }
 
-    #[cold]
+    /// The block with this number, if it is large.
     #[inline(never)]
-    fn large(&self, number: usize) -> u64 {
-        let found = self.large.binary_search_by_key(&number, |(n, _)| *n);
-        found.map_or(0, |found| self.large[found].1)
+    pub(super) fn large(&self, number: usize) -> Option<&Large> {
+        let hint = |hint: usize| self.hints.get(hint).map(|before| *before as usize);
+        let first = hint(number / HINTED).unwrap_or(0);
+        let end = hint(number / HINTED + 1).unwrap_or(self.large.len());
+        let near = self.large.get(first..end)?;
+        // Where there is one large block there are often others, all next to each other.
+        let neighbour = near.get(number.checked_sub(near.first()?.number)?);
+        if let Some(large) = neighbour.filter(|large| large.number == number) {
+            return Some(large);
+        }
+        let found = near.binary_search_by_key(&number, |large| large.number);
+        near.get(found.ok()?)
+    }
+
+    fn add_hints(&mut self) {
+        let mut large = self.large.iter().peekable();
+        let mut before = 0;
+        let hints = (0..self.small.len()).step_by(HINTED).map(|first| {
+            while large.next_if(|large| large.number < first).is_some() {
+                before += 1;
+            }
+            before
+        });
+        self.hints = hints.collect();
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = u64> + '_ {
@@ -66,11 +109,11 @@ impl Sizes {
 
     /// The sum of the sizes with these numbers, which there are; the highest number where it is more.
     pub(super) fn sum(&self, numbers: Range<usize>) -> u64 {
-        let first = self.large.partition_point(|(n, _)| *n < numbers.start);
-        let end = self.large.partition_point(|(n, _)| *n < numbers.end);
+        let first = self.large.partition_point(|l| l.number < numbers.start);
+        let end = self.large.partition_point(|l| l.number < numbers.end);
         let large = self.large[first..end].iter();
         // Each of them was counted as LARGE.
-        let large = large.map(|(_, size)| size - u64::from(LARGE));
+        let large = large.map(|large| large.size - u64::from(LARGE));
         let parts = self.small[numbers].par_chunks(PART);
         let small: u64 = parts
             .map(|part| part.iter().map(|size| u64::from(*size)).sum::<u64>())
@@ -103,26 +146,27 @@ impl Sizes {
         numbers: Range<usize>,
     ) -> impl Iterator<Item = usize> + '_ {
         debug_assert!(size >= LARGE.into());
-        let first = self.large.partition_point(|(n, _)| *n < numbers.start);
+        let first = self.large.partition_point(|l| l.number < numbers.start);
         let large = self.large[first..].iter();
         large
-            .take_while(move |(number, _)| *number < numbers.end)
-            .filter(move |(_, large)| *large > size)
-            .map(|(number, _)| *number)
+            .take_while(move |large| large.number < numbers.end)
+            .filter(move |large| large.size > size)
+            .map(|large| large.number)
     }
 
     /// All sizes of `parts`, one after the other.
     pub(super) fn joined(parts: Vec<Self>) -> Self {
         let mut all = Self {
             small: vec![0; parts.iter().map(Self::len).sum()],
-            large: Vec::new(),
+            ..Self::default()
         };
         let mut copies = Vec::new();
         let (mut rest, mut before) = (&mut all.small[..], 0);
         for part in parts {
-            let large = part.large.iter();
-            all.large
-                .extend(large.map(|(number, size)| (number + before, *size)));
+            all.large.extend(part.large.iter().map(|large| Large {
+                number: large.number + before,
+                ..*large
+            }));
             let (own, others) = rest.split_at_mut(part.len());
             rest = others;
             before += part.len();
@@ -130,6 +174,7 @@ impl Sizes {
         }
         let copies = copies.into_par_iter();
         copies.for_each(|(own, small)| own.copy_from_slice(&small));
+        all.add_hints();
         all
     }
 
@@ -137,8 +182,8 @@ impl Sizes {
     /// rule, so that the others are moved, not looked at.
     pub(super) fn remove(&mut self, numbers: &[usize]) {
         self.large
-            .retain(|(number, _)| numbers.binary_search(number).is_err());
-        for (number, _) in &mut self.large {
+            .retain(|large| numbers.binary_search(&large.number).is_err());
+        for Large { number, .. } in &mut self.large {
             *number -= numbers.partition_point(|removed| removed < number);
         }
         let mut kept = numbers.first().copied().unwrap_or(self.len());
@@ -148,5 +193,6 @@ impl Sizes {
             kept += end - gone - 1;
         }
         self.small.truncate(kept);
+        self.add_hints();
     }
 }
