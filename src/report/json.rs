@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::panic::resume_unwind;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
 
 use memchr::memchr2_iter;
@@ -137,17 +137,25 @@ fn write_document(
     serialize: impl FnOnce(&mut Parts) -> serde_json::Result<()> + Send,
 ) -> io::Result<()> {
     let (sender, receiver) = sync_channel(WAITING);
+    let (giver, written) = channel();
     thread::scope(|scope| {
         let serializer = thread::Builder::new().spawn_scoped(scope, || {
-            let mut parts = Parts::new(sender);
+            let mut parts = Parts {
+                part: Vec::new(),
+                sender,
+                written,
+            };
             serialize(&mut parts)?;
             parts.write_all(b"\n")?;
             parts.flush()
         })?;
         // Where a part cannot be written, the receiver ends here, and with it the serializer.
-        let written = receiver
-            .into_iter()
-            .try_for_each(|part| write_escaped(&part, out));
+        let written = receiver.into_iter().try_for_each(|part| {
+            write_escaped(&part, out)?;
+            // At the end there is nobody who could use it.
+            let _ = giver.send(part);
+            Ok(())
+        });
         let serialized = serializer
             .join()
             .unwrap_or_else(|panic| resume_unwind(panic));
@@ -160,13 +168,8 @@ fn write_document(
 struct Parts {
     part: Vec<u8>,
     sender: SyncSender<Vec<u8>>,
-}
-
-impl Parts {
-    fn new(sender: SyncSender<Vec<u8>>) -> Self {
-        let part = Vec::new();
-        Self { part, sender }
-    }
+    /// Parts that were written, to be used again: their memory need not come from the kernel each time.
+    written: Receiver<Vec<u8>>,
 }
 
 impl Write for Parts {
@@ -185,7 +188,8 @@ impl Write for Parts {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let next = Vec::with_capacity(PART + PART / 16);
+        let mut next = self.written.try_recv().unwrap_or_default();
+        next.clear();
         let part = std::mem::replace(&mut self.part, next);
         let sent = self.sender.send(part);
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
