@@ -14,8 +14,11 @@ use crate::snapshot::core::FileBytes;
 pub(super) const FRAME: u64 = 1 << 20;
 /// The most that is decompressed at once. Other programs may write larger frames, up to 1 GiB.
 const LARGEST_FRAME: u64 = 64 << 20;
-/// The bytes of decompressed frames that are kept, for whoever reads on.
-const CACHE: u64 = 64 << 20;
+/// Of the bytes of all frames, one in so many is kept decompressed, for whoever reads on; at least and at most so
+/// many bytes.
+const KEPT: u64 = 32;
+const LEAST_KEPT: u64 = 8 << 20;
+const MOST_KEPT: u64 = 64 << 20;
 
 /// The magic of a skippable frame; one with 0xE is taken for tables.
 const SKIPPABLE: u32 = 0x184d_2a5e;
@@ -147,7 +150,8 @@ impl SeekableFile {
         match self.decompressed(frame) {
             Ok(bytes) => {
                 let bytes = Arc::new(bytes);
-                cache().put(index, &bytes);
+                let most = (self.size / KEPT).clamp(LEAST_KEPT, MOST_KEPT);
+                cache().put(index, &bytes, most);
                 Some(bytes)
             }
             Err(why) => {
@@ -221,13 +225,14 @@ impl Cache {
         Some(bytes)
     }
 
-    fn put(&mut self, index: usize, bytes: &Arc<Vec<u8>>) {
+    /// Keeps a frame, and as many of the last ones as have `most` bytes together.
+    fn put(&mut self, index: usize, bytes: &Arc<Vec<u8>>, most: u64) {
         if self.frames.iter().any(|(known, _)| *known == index) {
             return;
         }
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         self.frames.push((index, Arc::clone(bytes)));
-        while self.bytes > CACHE && self.frames.len() > 1 {
+        while self.bytes > most && self.frames.len() > 1 {
             let (_, oldest) = self.frames.remove(0);
             self.bytes = self.bytes.saturating_sub(oldest.len() as u64);
         }
