@@ -175,14 +175,18 @@ impl<'a> Window<'a> {
 
     #[cold]
     fn refill(&mut self, addr: Addr, width: Width) -> Option<u64> {
-        // A word that is cut in two by the end of a window, or has something unreadable before it, begins one.
-        [addr.align_down(self.alignment), addr]
-            .into_iter()
-            .find_map(|start| {
-                self.start = start;
-                self.filled = self.memory.read(start, &mut self.bytes);
-                self.buffered(addr, width)
-            })
+        let start = addr.align_down(self.alignment);
+        match self.read_from(start, addr, width) {
+            // A word that a window would cut in two, or that has something unreadable before it, begins one.
+            None if start != addr => self.read_from(addr, addr, width),
+            word => word,
+        }
+    }
+
+    fn read_from(&mut self, start: Addr, addr: Addr, width: Width) -> Option<u64> {
+        self.start = start;
+        self.filled = self.memory.read(start, &mut self.bytes);
+        self.buffered(addr, width)
     }
 }
 
@@ -380,6 +384,28 @@ mod tests {
         assert_eq!(excerpt.read(Addr(0x1050), &mut buf), 20);
         assert_eq!(buf[19], 99);
         assert_eq!(excerpt.read(Addr(0x1000), &mut buf), 0);
+    }
+
+    #[test]
+    fn a_window_has_the_words_of_its_memory_in_any_order() {
+        let memory = FakeMemory {
+            base: 0x1234,
+            bytes: (0..=255).cycle().take(5000).collect(),
+        };
+        for window in [Window::new, Window::small, Window::around] {
+            let mut window = window(&memory);
+            for step in [8, 1, 1021, 5993] {
+                for number in 0..6000 {
+                    let addr = Addr(0x1000 + number * step % 6000);
+                    let expected = memory.word(addr);
+                    assert_eq!(
+                        window.pointer(addr, Width::Eight),
+                        expected,
+                        "{addr} {step}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -423,6 +423,8 @@ fn check(params: &[Params], chunk_layout: ChunkLayout, count: u64, bytes: u64) -
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::memory::{FakeMemory, Width};
 
@@ -488,6 +490,46 @@ mod tests {
             (chunk.block.start.0, chunk.block.size),
             (BASE + 0x1_0000, 0x1000)
         );
+    }
+
+    #[test]
+    fn chunks_are_found_in_every_piece_and_across_pieces() {
+        let (moved, end) = (2 * PIECE - 16, 2 * PIECE + PIECE / 2);
+        let mut memory = FakeMemory::zeroed(BASE, usize::try_from(3 * PIECE).expect("small"));
+        for (at, prev_size, size) in [(0, 0, end), (moved, moved, end - moved), (end, 0, 0x3000)] {
+            memory.set_word(BASE + at, prev_size);
+            memory.set_word(BASE + at + 8, size | 2);
+        }
+        let all = AddrRange::with_size(Addr(BASE), 3 * PIECE);
+        let free = [all].into_iter().collect();
+        let candidates = candidates(&memory, Layout::plain(EIGHT), &free, &[all]);
+        let chunks = choose(candidates, &[all]);
+        let found: Vec<_> = chunks
+            .iter()
+            .map(|chunk| (chunk.mapping.start.0 - BASE, chunk.block.start.0 - BASE))
+            .collect();
+        assert_eq!(found, [(0, 2 * PIECE), (end, end + 16)]);
+    }
+
+    /// Counts how often it is read.
+    struct Counted<'a>(&'a FakeMemory, AtomicUsize);
+
+    impl Memory for Counted<'_> {
+        fn read(&self, addr: Addr, buf: &mut [u8]) -> usize {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.read(addr, buf)
+        }
+    }
+
+    #[test]
+    fn memory_of_others_is_read_in_large_pieces() {
+        let memory = FakeMemory::zeroed(BASE, usize::try_from(PIECE).expect("small"));
+        let memory = Counted(&memory, AtomicUsize::new(0));
+        let all = AddrRange::with_size(Addr(BASE), PIECE);
+        let free = [all].into_iter().collect();
+        assert!(candidates(&memory, Layout::plain(EIGHT), &free, &[all]).is_empty());
+        let reads = memory.1.into_inner() as u64;
+        assert!(reads < PIECE / PAGE / 4, "{reads}");
     }
 
     #[test]
