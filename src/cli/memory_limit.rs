@@ -9,6 +9,8 @@ use crate::platform::{anonymous_memory, keep_little_memory};
 const THREAD: u64 = 1 << 20;
 /// What is not computed: small tables, and what malloc cannot give back.
 const SMALL: u64 = 2 << 20;
+/// What is said to be enough is more by one part in so many: what rleaks has is not always the same.
+const MARGIN: u64 = 32;
 const MIB: u64 = 1 << 20;
 
 /// How much anonymous memory rleaks may have, if there is a limit.
@@ -68,9 +70,10 @@ impl MemoryLimit {
 
     /// What is said where `more` bytes are needed and there is no room for them.
     pub(super) fn too_small(self, more: u64) -> TooSmall {
+        let needed = held().saturating_add(more);
         TooSmall {
             limit: self.0.unwrap_or(u64::MAX),
-            needed: held().saturating_add(more),
+            needed: needed.saturating_add(needed / MARGIN),
         }
     }
 }
