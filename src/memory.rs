@@ -111,7 +111,7 @@ impl Width {
     }
 }
 
-/// Words of a memory in ascending order: reads ahead, so that each word does not cost a call.
+/// Words of a memory, most of them close to the one before: reads more than one, so that each word does not cost a call.
 pub struct Window<'a> {
     memory: &'a dyn Memory,
     start: Addr,

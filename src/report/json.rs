@@ -45,6 +45,7 @@ fn write_indented(parts: &mut Parts, value: &impl Serialize) -> serde_json::Resu
 #[derive(Default)]
 struct Indented {
     depth: usize,
+    /// The innermost array or object that is open has a value, so that its bracket gets a line of its own.
     has_value: bool,
 }
 
@@ -53,76 +54,63 @@ const LINE: &[u8] = b",\n                                ";
 const STEP: usize = 2;
 
 impl Indented {
-    fn begin(&mut self) {
+    fn open(&mut self, out: &mut (impl Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
         self.depth += 1;
         self.has_value = false;
+        out.write_all(bracket)
     }
 
-    fn end(&mut self, out: &mut (impl Write + ?Sized)) -> io::Result<()> {
+    fn close(&mut self, out: &mut (impl Write + ?Sized), bracket: &[u8]) -> io::Result<()> {
         self.depth -= 1;
         if self.has_value {
-            self.line(out, true)
-        } else {
-            Ok(())
+            self.line(out, true)?;
         }
+        self.has_value = true;
+        out.write_all(bracket)
     }
 
     /// Ends a line, with a comma unless the next value is the first, and indents.
     #[inline]
     fn line(&self, out: &mut (impl Write + ?Sized), first: bool) -> io::Result<()> {
-        let mut spaces = self.depth * STEP;
-        let start = usize::from(first);
+        let spaces = self.depth * STEP;
         let now = spaces.min(LINE.len() - 2);
-        out.write_all(&LINE[start..now + 2])?;
-        spaces -= now;
-        (0..spaces).try_for_each(|_| out.write_all(b" "))
+        out.write_all(&LINE[usize::from(first)..now + 2])?;
+        (now..spaces).try_for_each(|_| out.write_all(b" "))
     }
 }
 
 impl Formatter for Indented {
     fn begin_array<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.begin();
-        out.write_all(b"[")
+        self.open(out, b"[")
     }
 
     fn end_array<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.end(out)?;
-        out.write_all(b"]")
+        self.close(out, b"]")
+    }
+
+    fn begin_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.open(out, b"{")
+    }
+
+    fn end_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
+        self.close(out, b"}")
     }
 
     #[inline]
     fn begin_array_value<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.line(out, first)
-    }
-
-    fn end_array_value<W: Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
         self.has_value = true;
-        Ok(())
-    }
-
-    fn begin_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.begin();
-        out.write_all(b"{")
-    }
-
-    fn end_object<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
-        self.end(out)?;
-        out.write_all(b"}")
+        self.line(out, first)
     }
 
     #[inline]
     fn begin_object_key<W: Write + ?Sized>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.has_value = true;
         self.line(out, first)
     }
 
     #[inline]
     fn begin_object_value<W: Write + ?Sized>(&mut self, out: &mut W) -> io::Result<()> {
         out.write_all(b": ")
-    }
-
-    fn end_object_value<W: Write + ?Sized>(&mut self, _: &mut W) -> io::Result<()> {
-        self.has_value = true;
-        Ok(())
     }
 }
 

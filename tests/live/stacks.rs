@@ -412,8 +412,7 @@ fn mono_has_the_native_stacks_of_its_leaks() {
     assert_eq!(mono.ask("go on"), "ready");
     let report = leaks_by(rleaks_command().arg(mono.pid()));
     let leaks = report["leaks"].as_array().unwrap();
-    // A stale word of mono's may hide one.
-    assert!((18..=20).contains(&leaks.len()), "{}", leaks.len());
+    assert_eq!(leaks.len(), 20);
     let stack = leaks[0]["stack"].as_u64();
     assert!(stack.is_some() && leaks.iter().all(|leak| leak["stack"].as_u64() == stack));
     let functions: Vec<&str> = frames(&report["stacks"][0])
